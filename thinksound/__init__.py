@@ -1,0 +1,55 @@
+"""ThinkSound: watches a video, reads what should be heard, and generates the soundtrack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import (
+        InputError,
+        MediaError,
+        OutputError,
+        PlacementError,
+        ThinkSoundError,
+        WeightsError,
+    )
+    from .pipeline import Options, Pipeline, Result, load
+
+_HOME = {
+    "InputError": "errors",
+    "MediaError": "errors",
+    "OutputError": "errors",
+    "PlacementError": "errors",
+    "ThinkSoundError": "errors",
+    "WeightsError": "errors",
+    "Options": "pipeline",
+    "Pipeline": "pipeline",
+    "Result": "pipeline",
+    "load": "pipeline",
+}
+
+__all__ = [
+    "InputError",
+    "MediaError",
+    "Options",
+    "OutputError",
+    "Pipeline",
+    "PlacementError",
+    "Result",
+    "ThinkSoundError",
+    "WeightsError",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Resolved on first use, so that `thinksound --help` does not wait for torch.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,92 @@
+"""Frozen descriptions of the three networks we own; defaults are the published sizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class MMDiTConfig:
+    """The flow-matching multimodal diffusion transformer."""
+
+    latent_dim: int = 64  # C, channels of the VAE latents
+    clip_dim: int = 1024  # width of a MetaCLIP picture feature
+    clip_text_dim: int = 1024  # width of a MetaCLIP text token
+    sync_dim: int = 768  # width of a Synchformer feature
+    text_dim: int = 2048  # width of a T5 token; MetaCLIP tokens are zero-padded to it
+    text_length: int = 77  # tokens of each of the two texts
+    hidden_dim: int = 1024  # D
+    depth: int = 21  # joint blocks and fused blocks together
+    fused_depth: int = 14  # blocks that see the latents alone
+    num_heads: int = 16  # H
+    kernel_size: int = 3  # of the convolutions along the latents
+    sync_kernel_size: int = 7
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 2:
+            raise InputError(f"hidden_dim {self.hidden_dim} must be an even multiple of num_heads {self.num_heads}")
+        if not 0 < self.fused_depth < self.depth:
+            raise InputError(f"fused_depth {self.fused_depth} must lie between 0 and depth {self.depth}")
+        if self.clip_text_dim > self.text_dim:
+            raise InputError(f"clip_text_dim {self.clip_text_dim} is larger than text_dim {self.text_dim}")
+
+    @property
+    def joint_depth(self) -> int:
+        """Blocks in which latents, pictures and text attend to each other."""
+        return self.depth - self.fused_depth
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class OobleckConfig:
+    """The audio VAE of Stable Audio ("oobleck")."""
+
+    audio_channels: int = 2
+    channels: int = 128  # width at the audio rate
+    channel_multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
+    strides: tuple[int, ...] = (2, 4, 4, 8, 8)
+    latent_dim: int = 64
+
+    def __post_init__(self) -> None:
+        if len(self.channel_multiples) != len(self.strides):
+            raise InputError(f"{len(self.channel_multiples)} channel_multiples for {len(self.strides)} strides")
+
+    @property
+    def hop(self) -> int:
+        """Audio samples per latent frame."""
+        return math.prod(self.strides)
+
+
+@dataclass(frozen=True)
+class SynchformerConfig:
+    """The visual tower of Synchformer (divided space-time attention)."""
+
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: int = 4
+    image_size: int = 224
+    patch_size: int = 16
+    patch_frames: int = 2
+    segment_frames: int = 16
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise InputError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def time_steps(self) -> int:
+        """Features per segment."""
+        return self.segment_frames // self.patch_frames

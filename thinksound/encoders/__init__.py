@@ -1,0 +1,1 @@
+"""Pretrained encoders: pictures and texts in, feature sequences out."""

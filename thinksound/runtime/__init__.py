@@ -1,0 +1,1 @@
+"""Where networks run and in which number format."""

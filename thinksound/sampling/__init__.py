@@ -1,0 +1,1 @@
+"""Rectified-flow sampling: time grid, guidance, solver, loop."""
