@@ -1,0 +1,84 @@
+"""Named models: network sizes and the weight files that belong to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .config import MMDiTConfig, OobleckConfig, SynchformerConfig
+from .errors import InputError
+
+# The five networks of a request, in the order in which it needs them.
+NETWORKS = ("metaclip", "t5", "synchformer", "dit", "vae")
+
+TINY_MMDIT = MMDiTConfig(
+    clip_dim=64, clip_text_dim=64, sync_dim=48, text_dim=128, hidden_dim=64, depth=4, fused_depth=2, num_heads=4
+)
+TINY_VAE = OobleckConfig(channels=8)
+TINY_SYNCHFORMER = SynchformerConfig(embed_dim=48, depth=2, num_heads=4)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One model that `thinksound.load` knows."""
+
+    name: str
+    summary: str
+    mmdit: MMDiTConfig
+    vae: OobleckConfig
+    synchformer: SynchformerConfig
+    weights: dict[str, str]  # network -> key in checkpoints.registry
+    parameters: dict[str, int]  # network -> parameters that inference needs (of the VAE the decoder)
+
+
+LIGHT = Preset(
+    name="thinksound-light",
+    summary="the published light checkpoint",
+    mmdit=MMDiTConfig(),
+    vae=OobleckConfig(),
+    synchformer=SynchformerConfig(),
+    weights={
+        "metaclip": "metaclip",
+        "t5": "t5",
+        "synchformer": "synchformer",
+        "dit": "thinksound_light",
+        "vae": "vae",
+    },
+    parameters={
+        "metaclip": 986_109_441,
+        "t5": 1_223_527_424,
+        "synchformer": 122_440_704,
+        "dit": 1_277_117_632,
+        "vae": 78_122_626,
+    },
+)
+FULL = replace(
+    LIGHT,
+    name="thinksound",
+    summary="the published trainer checkpoint of the same network",
+    weights=LIGHT.weights | {"dit": "thinksound"},
+)
+TINY = Preset(
+    name="tiny",
+    summary="every network at a small size with random weights, bundled; makes noise, proves the pipeline",
+    mmdit=TINY_MMDIT,
+    vae=TINY_VAE,
+    synchformer=TINY_SYNCHFORMER,
+    weights={
+        "metaclip": "tiny_metaclip",
+        "t5": "tiny_t5",
+        "synchformer": "tiny_synchformer",
+        "dit": "tiny_dit",
+        "vae": "tiny_vae",
+    },
+    parameters={},
+)
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LIGHT, FULL, TINY)}
+DEFAULT_PRESET = LIGHT.name
+
+
+def get_preset(name: str) -> Preset:
+    """The preset called ``name``; raises `InputError` with the known names otherwise."""
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r} is not known; give one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,192 @@
+"""Where each network runs. The plan is a pure function of the machine; placing carries it out.
+
+Networks know nothing of devices: a plan moves ready modules. On one GPU everything stays there;
+on two, the encoders live on the second and the transformer and VAE on the first. With offloading
+all weights stay in main memory (mapped from the file where their number format allows) and one
+network at a time visits the GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, PlacementError
+from ..presets import NETWORKS
+from .precision import network_dtypes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+ENCODERS = ("metaclip", "t5", "synchformer")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Beside the weights: activations of a one-minute request and CUDA's own context.
+WORKING_BYTES = 3 * 2**30
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One CUDA device, as far as planning is concerned."""
+
+    name: str
+    memory_bytes: int
+    bfloat16: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The CUDA devices that PyTorch sees, in its order."""
+
+    gpus: tuple[GPU, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Device and number format per network."""
+
+    devices: Mapping[str, str]
+    dtypes: Mapping[str, str]
+    offload: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def concurrent_encoding(self) -> bool:
+        """Text and pictures are encoded side by side where that does not slow both down."""
+        return not self.offload and self.devices["t5"] != "cpu"
+
+
+def detect_machine() -> Machine:
+    """Look at the CUDA devices of this machine."""
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        # Older GPUs emulate bfloat16 slowly; compute capability 8.0 brought the hardware.
+        gpus.append(GPU(properties.name, properties.total_memory, bfloat16=properties.major >= 8))
+    return Machine(tuple(gpus))
+
+
+def make_plan(
+    machine: Machine,
+    parameters: Mapping[str, int],
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: bool = False,
+) -> Plan:
+    """Decide where every network goes; the same machine and wishes always give the same plan.
+
+    Args:
+        machine: what there is.
+        parameters: number of parameters per network.
+        device: "auto" (the first two GPUs, else the one, else the CPU), "cpu", "cuda", "cuda:N",
+            or two devices "cuda:M,cuda:N" (transformer and VAE on the first, encoders on the second).
+        dtype: see `precision.network_dtypes`.
+        offload: keep weights in main memory and bring one network at a time to the GPU.
+    """
+    chosen = _choose_devices(machine, device)
+    if chosen == ["cpu"]:
+        notes = ("offloading does nothing on a CPU",) if offload else ()
+        return Plan(dict.fromkeys(NETWORKS, "cpu"), network_dtypes(dtype, on_gpu=False, bfloat16=False), notes=notes)
+
+    gpus = {name: machine.gpus[int(name.removeprefix("cuda:"))] for name in chosen}
+    dtypes = network_dtypes(dtype, on_gpu=True, bfloat16=all(gpu.bfloat16 for gpu in gpus.values()))
+    devices = {name: chosen[-1] if name in ENCODERS else chosen[0] for name in NETWORKS}
+    sizes = {name: parameters[name] * BYTES[dtypes[name]] for name in NETWORKS}
+    if offload:
+        return Plan(devices, dtypes, offload=True)
+
+    for name, gpu in gpus.items():
+        needed = sum(sizes[network] for network in NETWORKS if devices[network] == name) + WORKING_BYTES
+        if needed > gpu.memory_bytes:
+            note = (
+                f"{gpu.name} ({name}) has {_gib(gpu.memory_bytes)}, the networks need about {_gib(needed)}: "
+                "offloading, one network at a time on the GPU"
+            )
+            return Plan(devices, dtypes, offload=True, notes=(note,))
+    return Plan(devices, dtypes)
+
+
+def _choose_devices(machine: Machine, device: str) -> list[str]:
+    """Device names for transformer and VAE, then encoders; one name where both share it."""
+    available = [f"cuda:{index}" for index in range(len(machine.gpus))]
+    if device == "auto":
+        return available[:2] or ["cpu"]
+    if device == "cpu":
+        return ["cpu"]
+    names = ["cuda:0" if name.strip() == "cuda" else name.strip() for name in device.split(",")]
+    if len(names) > 2 or not all(name.startswith("cuda:") and name[5:].isdecimal() for name in names):
+        raise InputError(f"device {device!r} is not known; give auto, cpu, cuda, cuda:N or cuda:M,cuda:N")
+    for name in names:
+        if name not in available:
+            found = ", ".join(f"{n} ({gpu.name})" for n, gpu in zip(available, machine.gpus, strict=True))
+            raise PlacementError(
+                f"device {name} is not there; this machine has {found or 'no CUDA GPU'}; "
+                f"give {' or '.join([*available, 'cpu'])}"
+            )
+    return names
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+class Placement:
+    """Ready networks, moved as the plan says; weights are only read from here on."""
+
+    def __init__(self, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
+        self.plan = plan
+        self._modules = modules
+        if not plan.offload:
+            with memory_errors():
+                for name, module in modules.items():
+                    module.to(plan.devices[name])
+
+    @contextmanager
+    def on_device(self, name: str) -> Iterator[None]:
+        """The named network is on its device inside of this block."""
+        if not self.plan.offload:
+            yield
+            return
+        import torch
+
+        module = self._modules[name]
+        tensors = [*module.parameters(), *module.buffers()]
+        at_home = [tensor.data for tensor in tensors]
+        try:
+            for tensor in tensors:
+                tensor.data = tensor.data.to(self.plan.devices[name], non_blocking=True)
+            yield
+        finally:
+            for tensor, home in zip(tensors, at_home, strict=True):
+                tensor.data = home
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn running out of memory into a message that says what to try; the memory is given back."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        message = str(error).split(". ")[0] or "out of memory"
+    except RuntimeError as error:
+        # PyTorch's CPU allocator has no exception class of its own.
+        if "can't allocate memory" not in str(error):
+            raise
+        message = "out of main memory"
+    else:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise PlacementError(
+        f"{message}; try a shorter duration, offloading (--offload), a smaller number format "
+        "(--dtype bfloat16), or a second GPU (--device cuda:0,cuda:1)"
+    )
