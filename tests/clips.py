@@ -1,0 +1,127 @@
+"""Small clips rendered on the fly, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+MILLISECOND = Fraction(1, 1000)
+
+
+def numbered(index: int, width: int, height: int) -> np.ndarray:
+    """A picture that shows ``index`` as ten blocks, black for 0 and white for 1, as the reference clips do."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    for bit in range(10):
+        row, column = divmod(bit, 5)
+        if index >> bit & 1:
+            rows = slice(height * row // 2, height * (row + 1) // 2)
+            picture[rows, width * column // 5 : width * (column + 1) // 5] = 255
+    return picture
+
+
+def number_of(picture: np.ndarray) -> int:
+    """The index that :func:`numbered` painted, read back from a decoded picture."""
+    height, width, _ = picture.shape
+    bits = 0
+    for bit in range(10):
+        row, column = divmod(bit, 5)
+        bits |= int(picture[height * (2 * row + 1) // 4, width * (2 * column + 1) // 10].mean() > 127) << bit
+    return bits
+
+
+def render(
+    path: Path,
+    *,
+    frames: int = 25,
+    rate: int | Fraction = 25,
+    times: Sequence[float] | None = None,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    container_format: str | None = None,
+    container_options: dict[str, str] | None = None,
+    rotation: int = 0,
+    sound_s: float = 0.0,
+    draw: Callable[[int, int, int], np.ndarray] = numbered,
+    **stream_attributes: Any,
+) -> Path:
+    """Write a clip of numbered pictures (width, height), with a tone where ``sound_s`` is given.
+
+    ``times`` are the presentation times in seconds; by default, one picture every 1 / ``rate``.
+    """
+    fast = {"preset": "ultrafast", "crf": "30"} if codec == "libx264" else {}
+    with av.open(path, "w", format=container_format, container_options=container_options) as output:
+        stream = output.add_stream(codec, rate=rate, options={**fast, **(options or {})})
+        stream.width, stream.height = size
+        stream.pix_fmt = pixel_format
+        if times is not None:
+            stream.time_base = stream.codec_context.time_base = MILLISECOND
+        for name, value in stream_attributes.items():
+            setattr(stream.codec_context, name, value)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        tone = output.add_stream("aac", rate=44_100) if sound_s else None
+        for index in range(frames if times is None else len(times)):
+            frame = av.VideoFrame.from_ndarray(draw(index, *size), format="rgb24").reformat(
+                format=pixel_format
+            )
+            if times is not None:
+                frame.pts, frame.time_base = round(times[index] * 1000), MILLISECOND
+            else:
+                frame.pts, frame.time_base = index, 1 / Fraction(rate)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+        if tone is not None:
+            wave = np.sin(np.arange(round(44_100 * sound_s)) * 0.0627).astype(np.float32) * 0.3
+            sound = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
+            sound.sample_rate, sound.pts, sound.time_base = 44_100, 0, Fraction(1, 44_100)
+            output.mux(tone.encode(sound))
+            output.mux(tone.encode(None))
+    return path
+
+
+def render_sound(path: Path, seconds: float = 1.0, codec: str = "aac", rate: int = 44_100) -> Path:
+    """Write a file with a tone and no pictures."""
+    with av.open(path, "w") as output:
+        stream = output.add_stream(codec, rate=rate)
+        wave = np.sin(np.arange(round(rate * seconds)) * 0.0627).astype(np.float32) * 0.3
+        sound = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
+        sound.sample_rate, sound.pts, sound.time_base = rate, 0, Fraction(1, rate)
+        if stream.format.name != "fltp":
+            (sound,) = av.AudioResampler(format=stream.format.name, layout="stereo", rate=rate).resample(
+                sound
+            )
+        output.mux(stream.encode(sound))
+        output.mux(stream.encode(None))
+    return path
+
+
+def remux(
+    source: Path,
+    target: Path,
+    *,
+    container_format: str | None = None,
+    container_options: dict[str, str] | None = None,
+    shift_s: float = 0.0,
+) -> Path:
+    """Copy the video packets of ``source`` into another container, ``shift_s`` later."""
+    with (
+        av.open(source) as video,
+        av.open(target, "w", format=container_format, container_options=container_options) as output,
+    ):
+        stream = video.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        for packet in video.demux(stream):
+            if packet.dts is None:
+                continue
+            shift = round(Fraction(shift_s) / packet.time_base)
+            packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+            packet.stream = copy
+            output.mux(packet)
+    return target

@@ -1,0 +1,309 @@
+"""One pass over a video that yields the pictures at 8 and at 25 per second together.
+
+The choice of pictures follows the published extractor exactly. A picture shown at ``t`` seconds
+falls on tick ``round(t * rate)``, halves away from zero; from the first tick to the one before the
+last, each tick shows the last picture that fell on it or before. So the clock starts at the first
+picture's own time, and the last picture is chosen only where the list has to be extended. The list
+is cut to the count that :mod:`thinksound.rates` gives for the duration, or extended by repeating its
+last entry. Pixels become RGB in a filter graph (``buffer -> format=rgb24``), which, unlike a plain
+conversion, agrees with the extractor for interlaced and 10-bit video too.
+
+Deliberate deviations from upstream:
+
+* The display rotation is applied before the transforms; upstream sees phone videos sideways.
+* The duration is the time from the first presented picture to the end of the last one. Upstream
+  takes the container's, which counts pictures hidden by an edit list and sound that outlasts
+  the video.
+* Clips from 0.1 s work, and so do those whose pictures all fall on one tick: they show the last
+  one. Upstream gets no picture from these.
+* AVI with B-frames has no usable times; sorted decoding times are used, where upstream guesses.
+* Damaged files are used as far as they decode.
+
+Memory is bounded by the pictures kept, 224x224 each: those that are not chosen are not converted,
+and those chosen are reduced at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.filter import Graph
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from torch import Tensor
+
+from ..errors import InputError, MediaError
+from ..rates import (
+    CLIP_FPS,
+    MAX_DURATION_S,
+    MIN_DURATION_S,
+    SYNC_FPS,
+    clip_frame_count,
+    sync_frame_count,
+)
+from .frames import IMAGE_SIZE, clip_pixels, sync_pixels
+from .probe import VideoInfo, frame_rotation, open_video, probe
+from .timeline import PresentedFrames, TimedFrame, Timeline
+
+_GROWTH = 256  # pictures (38 MB) by which a list's memory grows
+
+
+@dataclass(frozen=True)
+class DecodedVideo:
+    """The pictures that the encoders see, and the time they span."""
+
+    info: VideoInfo
+    timeline: Timeline  # every presented picture, for the muxer
+    clip_frames: Tensor  # uint8 (V, 224, 224, 3), 8 per second, for MetaCLIP
+    sync_frames: Tensor  # uint8 (S', 224, 224, 3), 25 per second, for Synchformer
+    notes: tuple[str, ...]  # sentences the user should read, such as "... the file is damaged ..."
+
+    @property
+    def start_s(self) -> float:
+        """Presentation time of the first picture, in seconds."""
+        return float(self.timeline.start)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of picture: of the whole video, or up to the cut."""
+        return float(self.timeline.duration)
+
+    @property
+    def frame_count(self) -> int:
+        """Presented pictures, before any choice of rate."""
+        return len(self.timeline.times)
+
+
+def decode_video(
+    path: Path | str,
+    duration_s: float | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> DecodedVideo:
+    """Decode a video once and choose, rotate and reduce its pictures for both visual encoders.
+
+    Args:
+        path: a video file.
+        duration_s: seconds to use from its beginning; the whole video by default.
+        progress: called with the share done, 0 to 1.
+
+    Raises:
+        InputError: ``duration_s`` is not a number between 0.1 and 180.
+        MediaError: the file cannot be used: see :func:`probe`; shorter than 0.1 s or longer than
+            180 s; or damaged so much that less than 0.1 s decodes.
+    """
+    if duration_s is not None and not MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
+        raise InputError(
+            f"a duration of {duration_s:g} s; allowed are {MIN_DURATION_S:g} to {MAX_DURATION_S:g} s"
+        )
+    info = probe(path)
+    with open_video(path) as (container, stream):
+        if duration_s is None and _goes_on_after(container, stream, MAX_DURATION_S):
+            raise _too_long(info)
+    with open_video(path) as (container, stream):
+        return _Decoder(info, container, stream, duration_s).run(progress or (lambda _: None))
+
+
+def _too_long(info: VideoInfo) -> MediaError:
+    return MediaError(
+        f"{info.path}: longer than {MAX_DURATION_S:g} s; use the first part only (--duration S) or cut the video"
+    )
+
+
+def _goes_on_after(container: InputContainer, stream: VideoStream, limit_s: float) -> bool:
+    """Whether the container's claim to be longer is confirmed by a picture that late."""
+    if container.duration is None or container.duration / av.time_base <= limit_s or not stream.time_base:
+        return False
+    limit = (stream.start_time or 0) + math.ceil(limit_s / stream.time_base)
+    try:
+        container.seek(limit, stream=stream)
+        return any(
+            packet.pts is not None and packet.pts > limit and not packet.is_discard
+            for packet in container.demux(stream)
+        )
+    except av.error.FFmpegError:
+        return False  # cannot be searched: decoding will tell
+
+
+class _Decoder:
+    """The state of one pass."""
+
+    def __init__(
+        self, info: VideoInfo, container: InputContainer, stream: VideoStream, duration_s: float | None
+    ) -> None:
+        self._info = info
+        self._source = PresentedFrames(container, stream)
+        self._duration_s = duration_s
+        self._limit_s = duration_s if duration_s is not None else MAX_DURATION_S
+        self._clip = _Ticks(CLIP_FPS, clip_frame_count(self._limit_s), lambda picture: picture.clip)
+        self._sync = _Ticks(SYNC_FPS, sync_frame_count(self._limit_s), lambda picture: picture.sync)
+        self._to_rgb = _ToRGB()
+
+    def run(self, progress: Callable[[float], None]) -> DecodedVideo:
+        times: list[Fraction] = []
+        sizes: set[tuple[int, int]] = set()
+        shown: TimedFrame | None = None  # the picture on screen until the next one
+        picture: _Picture | None = None
+        expected_s = min(self._limit_s, self._info.container_duration_s or self._limit_s)
+        seen_all = True
+        for timed in self._source:
+            elapsed_s = timed.time - (times[0] if times else timed.time)
+            if self._duration_s is None and elapsed_s > MAX_DURATION_S:
+                raise _too_long(self._info)
+            if picture is not None:
+                self._clip.show_until(timed.time, picture)
+                self._sync.show_until(timed.time, picture)
+            if self._duration_s is not None and elapsed_s >= Fraction(self._duration_s):
+                if self._clip.full and self._sync.full:
+                    seen_all = False
+                    break
+            else:
+                times.append(timed.time)
+                sizes.add((timed.frame.width, timed.frame.height))
+            shown, picture = timed, _Picture(timed.frame, self._to_rgb)
+            self._clip.start(timed.time)
+            self._sync.start(timed.time)
+            progress(min(1.0, float(elapsed_s) / expected_s))
+        if shown is None or picture is None:
+            raise MediaError(
+                f"{self._info.path}: damaged (no picture can be decoded); copy or export the file again"
+            )
+        timeline = self._timeline(times, sizes, shown, seen_all)
+        result = DecodedVideo(
+            info=self._info,
+            timeline=timeline,
+            clip_frames=self._clip.finish(clip_frame_count(float(timeline.duration)), picture),
+            sync_frames=self._sync.finish(sync_frame_count(float(timeline.duration)), picture),
+            notes=self._notes(timeline),
+        )
+        progress(1.0)
+        return result
+
+    def _timeline(
+        self, times: list[Fraction], sizes: set[tuple[int, int]], last: TimedFrame, seen_all: bool
+    ) -> Timeline:
+        end = last.time + (last.duration or self._source.interval)
+        cut = not seen_all
+        if self._duration_s is not None and end > times[0] + Fraction(self._duration_s):
+            end, cut = times[0] + Fraction(self._duration_s), True
+        duration_s = float(end - times[0])
+        if duration_s > MAX_DURATION_S:
+            raise _too_long(self._info)
+        if duration_s < MIN_DURATION_S:
+            what = (
+                "only {:.3g} s of this damaged file decode"
+                if self._source.damaged
+                else "{:.3g} s of pictures"
+            )
+            raise MediaError(
+                f"{self._info.path}: {what.format(duration_s)} ({len(times)} found); "
+                f"at least {MIN_DURATION_S:g} s are needed"
+            )
+        return Timeline(tuple(times), end, cut, len(sizes) == 1, self._source.damaged)
+
+    def _notes(self, timeline: Timeline) -> tuple[str, ...]:
+        if not timeline.damaged:
+            return ()
+        return (
+            f"{self._info.path}: the file is damaged or incomplete; "
+            f"the {float(timeline.duration):.2f} s that decode are used",
+        )
+
+
+class _ToRGB:
+    """Converts pictures to RGB; the filter graph is kept while size and format stay the same."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._graph = Graph()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        """A picture as uint8 (height, width, 3), turned upright."""
+        key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if key != self._key:
+            self._key, self._graph = key, Graph()
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+            )
+            self._graph.link_nodes(
+                source, self._graph.add("format", "pix_fmts=rgb24"), self._graph.add("buffersink")
+            ).configure()
+        self._graph.vpush(frame)
+        rgb = self._graph.vpull().to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, frame_rotation(frame) // 90))
+
+
+class _Picture:
+    """A decoded picture; what is not asked for is never computed."""
+
+    def __init__(self, frame: VideoFrame, to_rgb: _ToRGB) -> None:
+        self._frame = frame
+        self._to_rgb = to_rgb
+
+    @cached_property
+    def _rgb(self) -> np.ndarray:
+        return self._to_rgb(self._frame)
+
+    @cached_property
+    def clip(self) -> np.ndarray:
+        return clip_pixels(self._rgb)
+
+    @cached_property
+    def sync(self) -> np.ndarray:
+        return sync_pixels(self._rgb)
+
+
+class _Ticks:
+    """The list of pictures at one rate, in memory that grows with it."""
+
+    def __init__(self, rate: int, limit: int, pixels: Callable[[_Picture], np.ndarray]) -> None:
+        self._rate = rate
+        self._limit = limit  # entries past this one would be cut
+        self._pixels = pixels
+        self._start = 0  # the tick on which the picture on screen fell
+        self._count = 0
+        self._entries = np.empty((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+
+    @property
+    def full(self) -> bool:
+        return self._count >= self._limit
+
+    def start(self, time: Fraction) -> None:
+        """A picture comes on screen."""
+        self._start = self._tick(time)
+
+    def show_until(self, time: Fraction, picture: _Picture) -> None:
+        """The picture on screen stays until ``time``."""
+        repeats = min(self._tick(time) - self._start, self._limit - self._count)
+        if repeats > 0:
+            self._append(self._pixels(picture), repeats)
+
+    def finish(self, count: int, last: _Picture) -> Tensor:
+        """All entries, cut or extended to ``count``: uint8 (count, 224, 224, 3)."""
+        if self._count == 0:
+            self._append(self._pixels(last), 1)
+        if self._count < count:
+            self._append(self._entries[self._count - 1].copy(), count - self._count)
+        self._entries.resize((count, *self._entries.shape[1:]), refcheck=False)
+        return torch.from_numpy(self._entries)
+
+    def _append(self, pixels: np.ndarray, repeats: int) -> None:
+        count = self._count + repeats
+        if count > len(self._entries):
+            # In place: the pages are moved, not copied.
+            self._entries.resize((count + _GROWTH, *self._entries.shape[1:]), refcheck=False)
+        self._entries[self._count : count] = pixels
+        self._count = count
+
+    def _tick(self, time: Fraction) -> int:
+        ticks = time * self._rate
+        half = Fraction(1, 2)
+        return math.floor(ticks + half) if ticks >= 0 else math.ceil(ticks - half)

@@ -1,0 +1,72 @@
+"""Pictures as the two visual encoders expect them, equal to the published extractor byte for byte.
+
+MetaCLIP sees the whole picture: padded with black to a square, then resized by Pillow.
+Synchformer sees the middle: the short side resized to 224 by torchvision, then a centre crop.
+Other libraries, or floating-point interpolation, differ by up to 2 of 255 steps; the tests hold
+both functions to equality.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+IMAGE_SIZE = 224  # pixels on each side, for both encoders
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SYNC_MEAN = (0.5, 0.5, 0.5)
+SYNC_STD = (0.5, 0.5, 0.5)
+
+
+def clip_pixels(frame: np.ndarray) -> np.ndarray:
+    """Fit a picture into a black square and resize it to 224.
+
+    Args:
+        frame: uint8 (height, width, 3).
+
+    Returns:
+        uint8 (224, 224, 3).
+    """
+    height, width, _ = frame.shape
+    side = max(height, width)
+    square = Image.new("RGB", (side, side))
+    # An odd rest leaves the extra pixel right or below.
+    square.paste(Image.fromarray(frame), ((side - width) // 2, (side - height) // 2))
+    return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
+
+
+def sync_pixels(frame: np.ndarray) -> np.ndarray:
+    """Resize the short side of a picture to 224 and keep the middle square.
+
+    Args:
+        frame: uint8 (height, width, 3).
+
+    Returns:
+        uint8 (224, 224, 3).
+    """
+    picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)  # (3, height, width)
+    picture = transforms.resize(picture, [IMAGE_SIZE], InterpolationMode.BICUBIC, antialias=True)
+    picture = transforms.center_crop(picture, [IMAGE_SIZE, IMAGE_SIZE])
+    return picture.permute(1, 2, 0).numpy()
+
+
+def normalize_clip(frames: Tensor) -> Tensor:
+    """Scale uint8 (N, 224, 224, 3) pictures to MetaCLIP's float32 (N, 3, 224, 224)."""
+    return _normalize(frames, CLIP_MEAN, CLIP_STD)
+
+
+def normalize_sync(frames: Tensor) -> Tensor:
+    """Scale uint8 (N, 224, 224, 3) pictures to Synchformer's float32 (N, 3, 224, 224)."""
+    return _normalize(frames, SYNC_MEAN, SYNC_STD)
+
+
+def _normalize(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    channels_first = frames.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, 224, 224)
+    shift = torch.tensor(mean, device=frames.device).view(1, 3, 1, 1)
+    scale = torch.tensor(std, device=frames.device).view(1, 3, 1, 1)
+    return channels_first.sub_(shift).div_(scale)

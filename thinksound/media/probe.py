@@ -1,0 +1,213 @@
+"""What a video file contains, found by opening it and decoding its first picture.
+
+A name is always opened as a local file, whatever it looks like, and only containers that keep
+everything in one file are opened at all: a playlist cannot make the decoder read other files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from ..errors import MediaError
+
+MAX_SIDE = 16_384  # pixels: two steps above 4K, and what H.264 and HEVC levels end at
+MIN_SIDE = 4  # pixels
+MAX_ASPECT = 32  # long side over short side
+
+# FFmpeg demuxers that read one file and nothing else. Text, playlists (hls, dash, concat), picture
+# sequences, devices and scripts are left out.
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,mpegvideo,h264,hevc,vvc,av1,obu,ivf,"
+    "m4v,h263,vc1,vc1test,dirac,mjpeg,gif,apng,asf,ogg,mxf,gxf,dv,rm,wtv,nut,nsv,nuv,swf,roq,yuv4mpegpipe,"
+    # audio alone, to be told apart from files that are damaged
+    "mp3,wav,w64,flac,aac,ac3,eac3,aiff,amr,au,caf,ape,wv,dts,truehd,mpc,mpc8,tta"
+)
+_PICTURE_BRANDS = {"avif", "heic", "heix", "mif1", "heim", "heis"}  # of MP4-like files with one picture
+_NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known about a video after its first picture was decoded."""
+
+    path: Path
+    container: str  # FFmpeg's name, e.g. "mov,mp4,m4a,3gp,3g2,mj2"
+    codec: str
+    width: int  # as stored, before rotation
+    height: int
+    rotation: int  # 0, 90, 180, 270; np.rot90(picture, rotation // 90) turns it upright
+    pixel_format: str
+    sample_aspect_ratio: Fraction  # width of one pixel over its height
+    average_rate: Fraction | None  # pictures per second as the container claims
+    container_duration_s: float | None  # a claim that may count sound and hidden pictures
+    streams: tuple[str, ...]  # one description per stream
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """Look into a video file.
+
+    Raises:
+        MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
+    """
+    with open_video(path) as (container, stream):
+        frame = _first_frame(Path(path), container, stream)
+        duration = container.duration
+        return VideoInfo(
+            path=Path(path),
+            container=container.format.name,
+            codec=stream.codec_context.codec.canonical_name,
+            width=frame.width,
+            height=frame.height,
+            rotation=frame_rotation(frame),
+            pixel_format=frame.format.name,
+            sample_aspect_ratio=stream.sample_aspect_ratio or Fraction(1),
+            average_rate=stream.average_rate or stream.guessed_rate,
+            container_duration_s=duration / av.time_base if duration else None,
+            streams=tuple(_describe(each) for each in container.streams),
+        )
+
+
+def frame_rotation(frame: VideoFrame) -> int:
+    """Quarter turns of a decoded picture, in degrees as :attr:`VideoInfo.rotation` counts them."""
+    return round(frame.rotation / 90) % 4 * 90
+
+
+@contextmanager
+def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file and choose its moving pictures.
+
+    Raises:
+        MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
+    """
+    path = Path(path)
+    _check_file(path)
+    try:
+        container = av.open(
+            # The prefix keeps "http:x.mp4" or "-i.mp4" a file name.
+            f"file:{path.absolute()}",
+            mode="r",
+            options={"protocol_whitelist": "file", "format_whitelist": DEMUXERS},
+            metadata_errors="replace",
+        )
+    except av.error.PermissionError:
+        raise MediaError(f"{path}: no permission to read this file") from None
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(f"{path}: {_why_unreadable(path)}") from error
+    with container:
+        stream = _moving_pictures(path, container)
+        _check_size(path, stream.codec_context.width, stream.codec_context.height)
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _check_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise MediaError(f"{path}: this is a directory; give one video file")
+        if not path.exists():
+            raise MediaError(f"{path}: no such file; check the name and the folder")
+        if not path.is_file():
+            raise MediaError(f"{path}: not a regular file; save the video to a file first")
+        if path.stat().st_size == 0:
+            raise MediaError(f"{path}: the file is empty (0 bytes); give a video file")
+    except (OSError, ValueError) as error:  # a name too long, a null character, a closed folder
+        raise MediaError(f"{path}: cannot be opened ({error}); check the name") from None
+
+
+def _why_unreadable(path: Path) -> str:
+    # Pillow knows more picture formats than we accept containers; used on this path only.
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            kind = "animated picture" if getattr(image, "is_animated", False) else "still picture"
+            return f"this is an {kind} ({image.format})".replace("an still", "a still") + (
+                "; give a video file such as MP4, MOV, MKV, WebM or GIF"
+            )
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if b"\0" not in head:
+        return (
+            "not a video (it looks like a text file or a playlist); give a file such as MP4, MOV, MKV or WebM"
+        )
+    if head[4:8] == b"ftyp":
+        return "damaged (its index is missing: an incomplete download or recording); copy or export the file again"
+    return "not a video that can be read, or damaged; give a file such as MP4, MOV, MKV or WebM"
+
+
+def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
+    found = ", ".join(
+        f"{count} {kind} stream{'s' if count > 1 else ''}"
+        for kind, count in Counter(stream.type for stream in container.streams).items()
+    )
+    if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
+        raise MediaError(f"{path}: this is a still picture (HEIF or AVIF); give a file with moving pictures")
+    candidates = [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
+    if not candidates:
+        if container.streams.video:
+            found = f"{found}; the picture is a cover or thumbnail"
+        raise MediaError(
+            f"{path}: no video stream ({found or 'no streams'} found); give a file with moving pictures"
+        )
+    stream = candidates[0]
+    if stream.codec_context is None:
+        raise MediaError(f"{path}: its video codec is unknown; convert the video to MP4 (H.264)")
+    if container.format.name in ("gif", "apng") and _is_single_packet(path):
+        raise MediaError(f"{path}: this is a still picture (one frame); give a file with moving pictures")
+    return stream
+
+
+def _is_single_packet(path: Path) -> bool:
+    with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as container:
+        packets = (packet for packet in container.demux(video=0) if packet.size)
+        next(packets, None)
+        return next(packets, None) is None
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if not width or not height:
+        raise MediaError(f"{path}: damaged (no picture can be decoded); copy or export the file again")
+    short, long = sorted((width, height))
+    if short < MIN_SIDE or long > MAX_SIDE or long > MAX_ASPECT * short:
+        raise MediaError(
+            f"{path}: pictures of {width}x{height} pixels; allowed are {MIN_SIDE} to {MAX_SIDE} pixels on a side "
+            f"and at most {MAX_ASPECT}:1; scale the video first"
+        )
+
+
+def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:
+                continue  # a damaged beginning: later packets may decode
+            if frames:
+                return frames[0]
+    except av.error.FFmpegError:
+        pass  # the file ends in the middle of a packet
+    raise MediaError(f"{path}: damaged (no picture can be decoded); copy or export the file again")
+
+
+def _describe(stream: Stream) -> str:
+    if isinstance(stream, VideoStream) and stream.codec_context is not None:
+        rate = stream.average_rate
+        fps = f", {float(rate):.4g} fps" if rate else ""
+        cover = ", cover picture" if stream.disposition & _NOT_MOVING else ""
+        return f"video: {stream.name} {stream.width}x{stream.height} {stream.pix_fmt}{fps}{cover}"
+    if isinstance(stream, av.AudioStream) and stream.codec_context is not None:
+        return f"audio: {stream.name} {stream.rate} Hz, {stream.layout.name}"
+    return f"{stream.type}: {getattr(stream, 'name', None) or 'unknown'}"
