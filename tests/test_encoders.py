@@ -1,0 +1,312 @@
+"""The encoders with small random networks: batches, texts of any kind, dtypes, folders that are not right."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from thinksound import WeightsError
+from thinksound.config import SynchformerConfig
+from thinksound.encoders.features import Features
+from thinksound.encoders.metaclip import MetaCLIP, build_metaclip
+from thinksound.encoders.pretrained import tokenize
+from thinksound.encoders.sync import encode_sync
+from thinksound.encoders.t5 import T5Text, build_t5
+from thinksound.models.synchformer import Synchformer
+from thinksound.rates import SYNC_SEGMENT, SYNC_STRIDE
+
+CPU = torch.device("cpu")
+
+
+def randomize(network: nn.Module) -> None:
+    """Fill a network whose parameters are on ``meta`` with unit-scale random values."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, value in network.state_dict().items():
+        scale = value[0].numel() ** -0.5 if value.ndim > 1 else 0.1
+        offset = 1.0 if value.ndim == 1 and name.endswith("weight") else 0.0
+        weights[name] = offset + scale * torch.randn(value.shape, generator=generator)
+    network.load_state_dict(weights, strict=True, assign=True)
+
+
+@pytest.fixture(scope="module")
+def folders(parity: Path) -> Path:
+    return parity / "features" / "text"
+
+
+@pytest.fixture(scope="module")
+def clip(folders: Path) -> MetaCLIP:
+    encoder = build_metaclip(folders / "clip_tiny")
+    randomize(encoder.model)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def t5_text(folders: Path) -> T5Text:
+    encoder = build_t5(folders / "t5_tiny")
+    randomize(encoder.model)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def synchformer() -> Synchformer:
+    network = Synchformer(SynchformerConfig(embed_dim=16, depth=1, num_heads=2))
+    randomize(network)
+    return network
+
+
+def random_frames(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def transformers_log() -> Iterator[list[str]]:
+    """What transformers would print on the terminal."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.getLogger("transformers")
+    collector = Collector(logging.WARNING)
+    logger.addHandler(collector)
+    yield messages
+    logger.removeHandler(collector)
+
+
+def test_picture_features_do_not_depend_on_the_batch(clip: MetaCLIP) -> None:
+    frames = random_frames(5)
+    together = clip.encode_frames(frames, batch_size=5)
+    assert together.shape == (5, 32)
+    for size in (1, 2):
+        torch.testing.assert_close(
+            clip.encode_frames(frames, batch_size=size), together, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_picture_features_keep_their_length(clip: MetaCLIP) -> None:
+    assert clip.encode_frames(random_frames(3)).norm(dim=-1).sub(1).abs().min() > 0.1
+
+
+def test_sync_features_do_not_depend_on_the_batch(synchformer: Synchformer) -> None:
+    frames = random_frames(SYNC_SEGMENT + 4 * SYNC_STRIDE)
+    together = encode_sync(synchformer, frames, segment_batch=5)
+    assert together.shape == (5 * 8, 16)
+    for size in (1, 2):
+        torch.testing.assert_close(
+            encode_sync(synchformer, frames, segment_batch=size), together, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_sync_segments_start_every_8_pictures(synchformer: Synchformer) -> None:
+    frames = random_frames(SYNC_SEGMENT + 2 * SYNC_STRIDE)
+    features = encode_sync(synchformer, frames, segment_batch=2)
+    for segment in range(3):
+        alone = encode_sync(synchformer, frames[segment * SYNC_STRIDE :][:SYNC_SEGMENT])
+        torch.testing.assert_close(features[8 * segment :][:8], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_pictures_after_the_last_whole_segment_change_nothing(synchformer: Synchformer) -> None:
+    frames = random_frames(SYNC_SEGMENT + SYNC_STRIDE - 1)
+    assert torch.equal(encode_sync(synchformer, frames), encode_sync(synchformer, frames[:SYNC_SEGMENT]))
+
+
+def test_progress_counts_pictures_and_segments(clip: MetaCLIP, synchformer: Synchformer) -> None:
+    calls: list[tuple[int, int]] = []
+    clip.encode_frames(random_frames(5), batch_size=2, progress=lambda *call: calls.append(call))
+    assert calls == [(2, 5), (4, 5), (5, 5)]
+    calls.clear()
+    frames = random_frames(SYNC_SEGMENT + 2 * SYNC_STRIDE)
+    encode_sync(synchformer, frames, segment_batch=2, progress=lambda *call: calls.append(call))
+    assert calls == [(2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("   \n\t ", id="blank"),
+        pytest.param("😀🔥" * 20, id="emoji"),
+        pytest.param("\x00\x1b[31m\u202e", id="control characters"),
+        pytest.param("雨が屋根に降る", id="japanese"),
+        pytest.param("dog " * 25_000, id="100,000 characters in words"),
+        pytest.param("a" * 100_000, id="100,000 characters in one word"),
+        pytest.param("😀" * 100_000, id="100,000 emoji"),
+        pytest.param("<|endoftext|></s><pad>", id="special tokens spelled out"),
+    ],
+)
+def test_any_text_gives_77_finite_rows_in_no_time(
+    clip: MetaCLIP, t5_text: T5Text, transformers_log: list[str], text: str
+) -> None:
+    started = time.monotonic()
+    features = [clip.encode_text(text), t5_text.encode(text)]
+    assert time.monotonic() - started < 5
+    for rows in features:
+        assert rows.shape == (77, 64)
+        assert rows.dtype == torch.float32
+        assert rows.isfinite().all()
+    assert transformers_log == []
+
+
+def test_a_long_text_is_cut_at_its_end(clip: MetaCLIP, t5_text: T5Text) -> None:
+    long = "a dog barks at the rain " * 50
+    for tokenizer in (clip.tokenizer, t5_text.tokenizer):
+        ids, mask = tokenize(tokenizer, long, CPU)
+        longer, _ = tokenize(tokenizer, long + "and a cat", CPU)
+        assert ids.shape == (1, 77)
+        assert mask.all()
+        assert ids[0, -1] == tokenizer.eos_token_id
+        assert torch.equal(ids, longer)
+
+
+def test_padding_is_hidden_from_the_text(t5_text: T5Text) -> None:
+    ids, mask = tokenize(t5_text.tokenizer, "a dog", CPU)
+    length = int(mask.sum())
+    alone = t5_text.model(ids[:, :length]).last_hidden_state[0]
+    torch.testing.assert_close(t5_text.encode("a dog")[:length], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close_and_answers_in_float32(folders: Path, dtype: torch.dtype) -> None:
+    clip, t5_text = build_metaclip(folders / "clip_tiny"), build_t5(folders / "t5_tiny")
+    randomize(clip.model)
+    randomize(t5_text.model)
+
+    def outputs() -> list[Tensor]:
+        return [clip.encode_frames(random_frames(2)), clip.encode_text("a dog"), t5_text.encode("a dog")]
+
+    exact = outputs()
+    clip.model.to(dtype)
+    t5_text.model.to(dtype)
+    for half, full in zip(outputs(), exact, strict=True):
+        assert half.dtype == torch.float32
+        assert (half - full).norm() < (0.01 if dtype == torch.float16 else 0.1) * full.norm()
+
+
+def test_t5_in_float16_survives_a_residual_beyond_its_range(folders: Path) -> None:
+    encoder = build_t5(folders / "t5_tiny")
+    randomize(encoder.model)
+    with torch.no_grad():
+        for block in encoder.model.encoder.block:
+            block.layer[-1].DenseReluDense.wo.weight.mul_(3e4)
+    streams: list[Tensor] = []
+    encoder.model.encoder.final_layer_norm.register_forward_pre_hook(lambda _, args: streams.append(args[0]))
+    exact = encoder.encode("a dog barks")
+    encoder.model.to(torch.float16)
+    half = encoder.encode("a dog barks")
+    assert streams[0].abs().max() > torch.finfo(torch.float16).max
+    assert (half - exact).norm() < 0.01 * exact.norm()
+
+
+def test_t5_keeps_one_table_of_vectors_when_it_is_converted(folders: Path) -> None:
+    model = build_t5(folders / "t5_tiny").model
+    randomize(model)
+    model.to(torch.bfloat16)
+    assert model.encoder.embed_tokens.weight.data_ptr() == model.shared.weight.data_ptr()
+
+
+@pytest.mark.parametrize("build", [build_metaclip, build_t5])
+def test_only_parameters_wait_for_the_checkpoint(
+    folders: Path, build: Callable[[Path], MetaCLIP | T5Text]
+) -> None:
+    model = build(folders / ("t5_tiny" if build is build_t5 else "clip_tiny")).model
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+    assert not model.training
+
+
+def test_t5_tokenizer_from_sentencepiece_alone_equals_the_saved_one(
+    folders: Path, tmp_path: Path, transformers_log: list[str]
+) -> None:
+    alone = tmp_path / "sentencepiece"
+    alone.mkdir()
+    for name in ("config.json", "spiece.model"):
+        shutil.copy(folders / "t5_tiny" / name, alone)
+    first = build_t5(alone).tokenizer
+    saved = tmp_path / "saved"
+    first.save_pretrained(saved)
+    shutil.copy(folders / "t5_tiny" / "config.json", saved)
+    assert (saved / "tokenizer.json").is_file()
+    assert not (saved / "spiece.model").exists()
+    second = build_t5(saved).tokenizer
+    reference = load_file(folders / "golden.safetensors")["t5.input_ids"]
+    for caption, expected in zip(json.loads((folders / "captions.json").read_text()), reference, strict=True):
+        assert torch.equal(tokenize(first, caption, CPU)[0][0], expected)
+        assert torch.equal(tokenize(second, caption, CPU)[0][0], expected)
+    assert transformers_log == []
+
+
+@pytest.mark.parametrize("kept", [("tokenizer.json",), ("vocab.json", "merges.txt")])
+def test_clip_tokenizer_from_either_form(
+    folders: Path, tmp_path: Path, transformers_log: list[str], kept: tuple[str, ...]
+) -> None:
+    for name in ("config.json", *kept):
+        shutil.copy(folders / "clip_tiny" / name, tmp_path)
+    tokenizer = build_metaclip(tmp_path).tokenizer
+    reference = load_file(folders / "golden.safetensors")["clip.input_ids"]
+    for caption, expected in zip(json.loads((folders / "captions.json").read_text()), reference, strict=True):
+        assert torch.equal(tokenize(tokenizer, caption, CPU)[0][0], expected)
+    assert transformers_log == []
+
+
+def break_folder(folder: Path, damage: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    if damage == "no config":
+        (folder / "config.json").unlink()
+    elif damage == "half a config":
+        (folder / "config.json").write_text('{"model_type": "cl')
+    elif damage == "config without a type":
+        (folder / "config.json").write_text("[]")
+    elif damage == "another network":
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    elif damage == "no tokenizer":
+        for name in ("tokenizer.json", "merges.txt", "spiece.model"):
+            (folder / name).unlink(missing_ok=True)
+    elif damage == "small vocabulary":
+        config.get("text_config", config)["vocab_size"] = 10
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("build", [build_metaclip, build_t5])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no config", "config.json: file not found"),
+        ("half a config", "config.json: not a network description"),
+        ("config without a type", "config.json: not a network description"),
+        ("another network", "describes a 'bert' network, '(clip|t5)' is needed"),
+        ("no tokenizer", "no tokenizer; tokenizer.json or"),
+        ("small vocabulary", "tokens, the network 10; they belong to different networks"),
+    ],
+)
+def test_a_folder_that_is_not_right_is_refused(
+    folders: Path,
+    tmp_path: Path,
+    build: Callable[[Path], MetaCLIP | T5Text],
+    damage: str,
+    message: str,
+) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(folders / ("t5_tiny" if build is build_t5 else "clip_tiny"), folder)
+    break_folder(folder, damage)
+    with pytest.raises(WeightsError, match=message):
+        build(folder)
+
+
+def test_features_move_together() -> None:
+    features = Features(*(torch.zeros(1, size) for size in (1, 2, 3, 4)))
+    moved = features.to("meta")
+    for name in ("clip_features", "sync_features", "text_features", "t5_features"):
+        assert getattr(moved, name).is_meta
+        assert getattr(moved, name).shape == getattr(features, name).shape
