@@ -14,7 +14,7 @@ MILLISECOND = Fraction(1, 1000)
 
 
 def numbered(index: int, width: int, height: int) -> np.ndarray:
-    """A picture that shows ``index`` as ten blocks, black for 0 and white for 1, as the reference clips do."""
+    """A picture that shows ``index`` as ten blocks, black 0 and white 1, as the reference clips do."""
     picture = np.zeros((height, width, 3), np.uint8)
     for bit in range(10):
         row, column = divmod(bit, 5)

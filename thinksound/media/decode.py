@@ -114,7 +114,8 @@ def decode_video(
 
 def _too_long(info: VideoInfo) -> MediaError:
     return MediaError(
-        f"{info.path}: longer than {MAX_DURATION_S:g} s; use the first part only (--duration S) or cut the video"
+        f"{info.path}: longer than {MAX_DURATION_S:g} s; "
+        "use the first part only (--duration S) or cut the video"
     )
 
 

@@ -34,6 +34,8 @@ DEMUXERS = (
     "mp3,wav,w64,flac,aac,ac3,eac3,aiff,amr,au,caf,ape,wv,dts,truehd,mpc,mpc8,tta"
 )
 _PICTURE_BRANDS = {"avif", "heic", "heix", "mif1", "heim", "heis"}  # of MP4-like files with one picture
+_GIVE = "give a file such as MP4, MOV, MKV, WebM or GIF"
+_AGAIN = "copy or export the file again"
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 
@@ -131,10 +133,8 @@ def _why_unreadable(path: Path) -> str:
 
     try:
         with Image.open(path) as image:
-            kind = "animated picture" if getattr(image, "is_animated", False) else "still picture"
-            return f"this is an {kind} ({image.format})".replace("an still", "a still") + (
-                "; give a video file such as MP4, MOV, MKV, WebM or GIF"
-            )
+            kind = "an animated" if getattr(image, "is_animated", False) else "a still"
+            return f"this is {kind} picture ({image.format}); {_GIVE}"
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pass
     with path.open("rb") as file:
@@ -144,8 +144,8 @@ def _why_unreadable(path: Path) -> str:
             "not a video (it looks like a text file or a playlist); give a file such as MP4, MOV, MKV or WebM"
         )
     if head[4:8] == b"ftyp":
-        return "damaged (its index is missing: an incomplete download or recording); copy or export the file again"
-    return "not a video that can be read, or damaged; give a file such as MP4, MOV, MKV or WebM"
+        return f"damaged (its index is missing: an incomplete download or recording); {_AGAIN}"
+    return f"not a video that can be read, or damaged; {_GIVE}"
 
 
 def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
@@ -179,11 +179,11 @@ def _is_single_packet(path: Path) -> bool:
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if not width or not height:
-        raise MediaError(f"{path}: damaged (no picture can be decoded); copy or export the file again")
+        raise MediaError(f"{path}: damaged (no picture can be decoded); {_AGAIN}")
     short, long = sorted((width, height))
     if short < MIN_SIDE or long > MAX_SIDE or long > MAX_ASPECT * short:
         raise MediaError(
-            f"{path}: pictures of {width}x{height} pixels; allowed are {MIN_SIDE} to {MAX_SIDE} pixels on a side "
+            f"{path}: pictures of {width}x{height} pixels; allowed are {MIN_SIDE} to {MAX_SIDE} on a side "
             f"and at most {MAX_ASPECT}:1; scale the video first"
         )
 
@@ -199,7 +199,7 @@ def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> 
                 return frames[0]
     except av.error.FFmpegError:
         pass  # the file ends in the middle of a packet
-    raise MediaError(f"{path}: damaged (no picture can be decoded); copy or export the file again")
+    raise MediaError(f"{path}: damaged (no picture can be decoded); {_AGAIN}")
 
 
 def _describe(stream: Stream) -> str:

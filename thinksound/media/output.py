@@ -1,0 +1,60 @@
+"""Result files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+
+from ..errors import OutputError
+
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+def check_output(path: Path | str) -> Path:
+    """Find out, before any long work, whether a result can be written here.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or the name is that of a directory.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: this is a directory; give a file name")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: the folder {path.parent} is not writable; choose another one")
+    except (OSError, ValueError) as error:  # a name too long, a null character
+        raise OutputError(f"{path}: not a usable file name ({error}); choose another one") from None
+    return path
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` and move the file into place when the block succeeds.
+
+    Whatever ends the block early, an interrupt included, removes the temporary file and leaves an
+    existing file at ``path`` as it was.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path = check_output(path)
+    temporary = path.parent / f".{secrets.token_hex(8)}.part"
+    try:
+        yield temporary
+        temporary.replace(path)
+    except (OSError, av.error.FFmpegError) as error:
+        if error.errno in _FULL:
+            message = "no space left on the device; free some or choose another folder"
+        else:
+            message = f"cannot be written ({error.strerror})"
+        raise OutputError(f"{path}: {message}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
