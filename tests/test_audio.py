@@ -13,9 +13,9 @@ import soundfile
 import torch
 
 from thinksound.errors import OutputError, ThinkSoundError
-from thinksound.media import output
+from thinksound.media import files
 from thinksound.media.audio import fit_length, to_pcm16, write_wav
-from thinksound.media.output import whole_file
+from thinksound.media.files import whole_file
 from thinksound.rates import LATENT_HOP, audio_sample_count, latent_frame_count
 
 
@@ -137,6 +137,6 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(
 
 def test_a_finished_file_has_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
-    with output.whole_file(tmp_path / "whole") as temporary:
+    with files.whole_file(tmp_path / "whole") as temporary:
         temporary.write_bytes(b"")
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ThinkSoundError
 from ..rates import LATENT_HOP
-from .output import whole_file
+from .files import whole_file
 
 
 def to_pcm16(waveform: Tensor) -> Tensor:
