@@ -1,0 +1,199 @@
+"""SHA-256 of weight files: recorded when a file first loads strictly, checked ever after.
+
+``checksums.json`` in the weights folder holds, for each file, its hash, size and times. A file whose size
+and times are those of the record is taken as unchanged; otherwise it is hashed again, and a different
+hash is an error until somebody says that the change was meant. The bundled files carry their own
+``checksums.json``, committed with them and enforced on every load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import WeightsError
+from .locate import present_files
+from .registry import repository_weights_dir
+
+logger = logging.getLogger(__name__)
+
+TABLE = "checksums.json"
+BUNDLED = "tiny"
+
+Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one file."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One row of `verify`."""
+
+    path: Path
+    size: int
+    sha256: str
+    status: Literal["ok", "recorded", "changed", "accepted"]
+
+
+def file_sha256(path: Path, progress: Progress | None = None) -> str:
+    """The hash of a file, read in pieces of 4 MiB."""
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(path.name, done, total)
+    return digest.hexdigest()
+
+
+def check(weights_dir: Path, path: Path) -> None:
+    """Raise `WeightsError` if ``path`` is not what was recorded; a file without a record passes."""
+    root = _bundled_root(weights_dir, path)
+    if root is not None:
+        if file_sha256(path) != _bundled_table(root).get(path.relative_to(root).as_posix()):
+            raise WeightsError(f"{path}: not the file that comes with this project; restore it with git")
+        return
+    table = _read_table(weights_dir)
+    record = table.get(_name(weights_dir, path))
+    if record is None or _unchanged(record, path):
+        return
+    sha256 = file_sha256(path)
+    if sha256 != record.sha256:
+        raise WeightsError(
+            f"{path}: changed since first use (was sha256 {record.sha256[:16]}…, is {sha256[:16]}…); if you "
+            "replaced it on purpose run `thinksound weights verify --accept`, else delete it and download "
+            "it again"
+        )
+    record_sha256(weights_dir, path, sha256)  # the same bytes under new times
+
+
+def record(weights_dir: Path, paths: Iterable[Path]) -> None:
+    """Remember the hashes of files that have just proved good; those with a record are left alone."""
+    known = _read_table(weights_dir)
+    for path in paths:
+        if _bundled_root(weights_dir, path) is None and _name(weights_dir, path) not in known:
+            if not os.access(weights_dir, os.W_OK):
+                logger.info("%s is read-only: checksums are not recorded", weights_dir)
+                return
+            record_sha256(weights_dir, path, file_sha256(path))
+
+
+def record_sha256(weights_dir: Path, path: Path, sha256: str) -> None:
+    """Remember a hash that was just computed from ``path``, replacing any record."""
+    stat = path.stat()
+    table = _read_table(weights_dir)
+    table[_name(weights_dir, path)] = Record(sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    try:
+        _write_json(weights_dir / TABLE, {name: asdict(table[name]) for name in sorted(table)})
+    except OSError as error:
+        logger.info("%s: checksum not recorded (%s)", path, error.strerror)
+
+
+def recorded_sha256(weights_dir: Path, path: Path) -> str | None:
+    """The recorded hash of ``path``, or None; raises as `check` does if the file is another by now."""
+    check(weights_dir, path)
+    known = _read_table(weights_dir).get(_name(weights_dir, path))
+    return known.sha256 if known is not None else None
+
+
+def verify(weights_dir: Path, accept: bool = False, progress: Progress | None = None) -> list[Verified]:
+    """Hash every weight file that is here in full; ``accept`` makes what is there the record.
+
+    A file without a record gets one. Bundled files cannot be accepted: their record is committed.
+    """
+    rows = []
+    for path in present_files(weights_dir):
+        sha256 = file_sha256(path, progress)
+        root = _bundled_root(weights_dir, path)
+        if root is not None:
+            expected = _bundled_table(root).get(path.relative_to(root).as_posix())
+        else:
+            known = _read_table(weights_dir).get(_name(weights_dir, path))
+            expected = known.sha256 if known is not None else None
+        status: Literal["ok", "recorded", "changed", "accepted"]
+        if sha256 == expected:
+            status = "ok"
+        elif root is not None or (expected is not None and not accept):
+            status = "changed"
+        else:
+            status = "recorded" if expected is None else "accepted"
+        if root is None and status != "changed":
+            record_sha256(weights_dir, path, sha256)
+        rows.append(Verified(path, path.stat().st_size, sha256, status))
+    return rows
+
+
+def seal(folder: Path) -> None:
+    """Write the table that bundled files are held to; for the script that makes them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != TABLE)
+    _write_json(folder / TABLE, {path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
+
+
+def _name(weights_dir: Path, path: Path) -> str:
+    return path.relative_to(weights_dir).as_posix()
+
+
+def _unchanged(record: Record, path: Path) -> bool:
+    stat = path.stat()
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) == (
+        record.size,
+        record.mtime_ns,
+        record.ctime_ns,
+    )
+
+
+def _bundled_root(weights_dir: Path, path: Path) -> Path | None:
+    for root in (weights_dir / BUNDLED, repository_weights_dir() / BUNDLED):
+        if path.is_relative_to(root):
+            return root
+    return None
+
+
+def _bundled_table(root: Path) -> dict[str, str]:
+    try:
+        table: dict[str, str] = json.loads((root / TABLE).read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{root / TABLE}: cannot be read ({error}); restore it with git") from error
+    return table
+
+
+def _read_table(weights_dir: Path) -> dict[str, Record]:
+    path = weights_dir / TABLE
+    try:
+        return {name: Record(**fields) for name, fields in json.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: cannot be read ({error}); delete it, and the files are recorded anew at their next use"
+        ) from error
+
+
+def _write_json(path: Path, content: object) -> None:
+    """Whole or not at all: another process may be reading."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

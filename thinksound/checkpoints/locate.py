@@ -1,0 +1,126 @@
+"""What is in the weights folder: published files, our converted copies, bundled ones, and what is not."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import WeightsError
+from .registry import (
+    TOKENIZERS,
+    WEIGHT_LAYOUTS,
+    WEIGHTS,
+    WeightFile,
+    repository_weights_dir,
+    weight_file,
+    weight_files,
+)
+
+
+def missing(weights_dir: Path, keys: Iterable[str]) -> list[WeightFile]:
+    """Those of ``keys`` for which there is neither a published nor a converted file."""
+    files = [weight_file(key) for key in keys]
+    return [
+        file
+        for file in files
+        if not is_complete(file, published_path(weights_dir, file))
+        and not is_complete(file, weights_dir / file.converted_path)
+    ]
+
+
+def describe_missing(weights_dir: Path, files: Iterable[WeightFile]) -> str:
+    """The message that says which files to put where."""
+    lines = [f"weights are missing in {weights_dir}:"]
+    for file in files:
+        if file.bundled:
+            lines.append(f"  {file.path}: comes with this project; restore it with git")
+        elif file.is_folder:
+            absent = absent_parts(file, weights_dir / file.path)
+            lines.append(
+                f"  {file.path}/: {', '.join(absent)}, from {file.repository} on the Hugging Face hub"
+            )
+        else:
+            lines.append(f"  {file.path}, from {file.repository} on the Hugging Face hub")
+    lines.append("run `thinksound weights download`, or put them there by hand under these names")
+    return "\n".join(lines)
+
+
+def published_path(weights_dir: Path, file: WeightFile) -> Path:
+    """Where ``file`` lies or belongs; bundled ones are also looked up in the checkout."""
+    path = weights_dir / file.path
+    if file.bundled and not path.exists():
+        return repository_weights_dir() / file.path
+    return path
+
+
+def is_complete(file: WeightFile, path: Path) -> bool:
+    """Whether everything that ``file`` consists of lies at ``path``."""
+    return not absent_parts(file, path) if file.is_folder else path.is_file()
+
+
+def absent_parts(file: WeightFile, folder: Path) -> list[str]:
+    """What a Hugging Face folder lacks to be usable, in the words of its file names."""
+    names = _names(folder)
+    absent = [] if "config.json" in names else ["config.json"]
+    weights = weight_files(names)
+    if not weights:
+        absent.append(" or ".join(layout[0] for layout in WEIGHT_LAYOUTS))
+    elif weights[0].endswith(".index.json"):
+        absent += sorted(shards_of(folder / weights[0]) - names)
+    if not any(names.issuperset(tokenizer) for tokenizer in TOKENIZERS):
+        absent.append("its tokenizer (" + " or ".join("+".join(parts) for parts in TOKENIZERS) + ")")
+    return absent
+
+
+def shards_of(index: Path) -> set[str]:
+    """The file names that an index of sharded weights refers to."""
+    try:
+        return {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: not an index of weights ({error}); download it again") from error
+
+
+def files_of(file: WeightFile, path: Path) -> list[Path]:
+    """The files that are read when ``file`` is loaded from ``path``."""
+    return [path / name for name in file.wanted(_names(path))] if file.is_folder else [path]
+
+
+def weight_paths(path: Path) -> list[Path]:
+    """The files with tensors in what lies at ``path``: itself, or the weights of the folder."""
+    if not path.is_dir():
+        return [path]
+    return [path / name for name in weight_files(_names(path)) if not name.endswith(".index.json")]
+
+
+def single_file(converted: Path) -> Path:
+    """The safetensors file of a converted copy."""
+    return converted / "model.safetensors" if converted.is_dir() else converted
+
+
+def present_files(weights_dir: Path) -> list[Path]:
+    """Every file that any key would be loaded from, published, converted and bundled."""
+    paths: list[Path] = []
+    for file in WEIGHTS.values():
+        for path in (published_path(weights_dir, file), weights_dir / file.converted_path):
+            if is_complete(file, path):
+                paths += files_of(file, path)
+    return paths
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text fields in the header of a safetensors file."""
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            metadata: dict[str, str] = json.loads(stream.read(min(length, 100_000_000))).get(
+                "__metadata__", {}
+            )
+    except (OSError, ValueError, struct.error, AttributeError) as error:
+        raise WeightsError(f"{path}: damaged ({error}); convert it again") from error
+    return metadata
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if entry.is_file()} if folder.is_dir() else set()

@@ -1,0 +1,189 @@
+"""Every weight file the presets name: where it is published, under what name it lies here, its licence.
+
+Published names are kept, so a folder filled by hand works without any network. A revision is a commit
+where we know a good one; otherwise the checksum recorded at first use is what notices a change
+(`checksums`). Sizes are those of the files as published, rounded; a download asks the hub for the exact
+ones. Files with no repository are part of this project.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import WeightsError
+
+# Weights of a Hugging Face folder, best first; exactly one of these layouts is used and downloaded.
+WEIGHT_LAYOUTS: tuple[tuple[str, ...], ...] = (
+    ("model.safetensors",),
+    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin",),
+    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
+)
+
+# A Hugging Face folder needs one of these beside its weights and config.json.
+TOKENIZERS: tuple[tuple[str, ...], ...] = (
+    ("tokenizer.json",),
+    ("spiece.model",),
+    ("vocab.json", "merges.txt"),
+)
+
+# What is used of such a folder besides its weights; all of it is small.
+_CONFIG_AND_TOKENIZER = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+)
+
+_RESEARCH_ONLY = "research and education only, no commercial use"
+_OWN = "Apache-2.0, part of this project"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One published file, or one folder in the layout of Hugging Face."""
+
+    key: str
+    path: str  # inside the weights folder
+    purpose: str
+    licence: str
+    size: int | None  # bytes to download, rounded; None for what is bundled
+    repository: str | None = None  # on the hub; None for files that come with this project
+    revision: str = "main"
+    patterns: tuple[str, ...] = ()  # of a folder: its files besides the weights
+
+    @property
+    def bundled(self) -> bool:
+        """Comes with this project and is never downloaded."""
+        return self.repository is None
+
+    @property
+    def is_folder(self) -> bool:
+        return bool(self.patterns)
+
+    @property
+    def converted_path(self) -> str:
+        """Where `convert` puts its copy, inside the weights folder."""
+        return f"converted/{self.path}" if self.is_folder else f"converted/{self.key}.safetensors"
+
+    def wanted(self, names: Collection[str]) -> list[str]:
+        """Of the file names in a folder (here or on the hub), those this project uses, sorted."""
+        return sorted([*weight_files(names), *(name for name in names if name in self.patterns)])
+
+
+WEIGHTS: dict[str, WeightFile] = {
+    file.key: file
+    for file in (
+        WeightFile(
+            key="thinksound_light",
+            path="thinksound_light.ckpt",
+            purpose="diffusion transformer, the published light checkpoint",
+            licence=_RESEARCH_ONLY,
+            size=5_730_000_000,
+            repository="FunAudioLLM/ThinkSound",
+        ),
+        WeightFile(
+            key="thinksound",
+            path="thinksound.ckpt",
+            purpose="diffusion transformer, the full trainer checkpoint",
+            licence=_RESEARCH_ONLY,
+            size=21_100_000_000,
+            repository="FunAudioLLM/ThinkSound",
+        ),
+        WeightFile(
+            key="vae",
+            path="vae.ckpt",
+            purpose="audio VAE",
+            licence="Stability AI Community License",
+            size=2_520_000_000,
+            repository="FunAudioLLM/ThinkSound",
+        ),
+        WeightFile(
+            key="synchformer",
+            path="synchformer_state_dict.pth",
+            purpose="Synchformer, synchronisation features",
+            licence="MIT",
+            size=950_000_000,
+            repository="FunAudioLLM/ThinkSound",
+        ),
+        WeightFile(
+            key="metaclip",
+            path="metaclip-h14-fullcc2.5b",
+            purpose="MetaCLIP ViT-H/14, picture and caption features",
+            licence="CC-BY-NC-4.0",
+            size=3_940_000_000,
+            repository="facebook/metaclip-h14-fullcc2.5b",
+            revision="8409dda29d748fb288875e26ac49d6958127aac3",
+            patterns=_CONFIG_AND_TOKENIZER,
+        ),
+        WeightFile(
+            key="t5",
+            path="t5-v1_1-xl",
+            purpose="T5 v1.1 XL, features of the chain of thought (its encoder alone is used)",
+            licence="Apache-2.0",
+            size=11_400_000_000,
+            repository="google/t5-v1_1-xl",
+            patterns=_CONFIG_AND_TOKENIZER,
+        ),
+        WeightFile(
+            "tiny_dit", "tiny/mmdit.safetensors", "diffusion transformer of the tiny preset", _OWN, None
+        ),
+        WeightFile("tiny_vae", "tiny/vae.safetensors", "audio VAE of the tiny preset", _OWN, None),
+        WeightFile(
+            "tiny_synchformer", "tiny/synchformer.safetensors", "Synchformer of the tiny preset", _OWN, None
+        ),
+        WeightFile(
+            "tiny_metaclip",
+            "tiny/metaclip",
+            "MetaCLIP of the tiny preset",
+            _OWN,
+            None,
+            patterns=_CONFIG_AND_TOKENIZER,
+        ),
+        WeightFile("tiny_t5", "tiny/t5", "T5 of the tiny preset", _OWN, None, patterns=_CONFIG_AND_TOKENIZER),
+    )
+}
+
+
+def weight_file(key: str) -> WeightFile:
+    """The entry of ``key``; raises `WeightsError` with the known keys otherwise."""
+    if key not in WEIGHTS:
+        raise WeightsError(f"{key}: no such weights; known are {', '.join(WEIGHTS)}")
+    return WEIGHTS[key]
+
+
+def weight_files(names: Collection[str]) -> list[str]:
+    """Of the file names in a Hugging Face folder, the weights of the best layout that is there."""
+    for first, *others in WEIGHT_LAYOUTS:
+        if first in names:
+            return [first, *sorted(name for pattern in others for name in fnmatch.filter(names, pattern))]
+    return []
+
+
+def repository_weights_dir() -> Path:
+    """The ``weights`` folder beside the package, where a checkout keeps the bundled files."""
+    return Path(__file__).resolve().parents[2] / "weights"
+
+
+def default_weights_dir() -> Path:
+    """``$THINKSOUND_WEIGHTS``, else ``weights/`` of the checkout, else a folder of this user."""
+    chosen = os.environ.get("THINKSOUND_WEIGHTS")
+    if chosen:
+        return Path(chosen).expanduser()
+    if repository_weights_dir().is_dir():
+        return repository_weights_dir()
+    if sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "thinksound" / "weights"
