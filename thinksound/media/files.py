@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,14 +16,24 @@ from ..errors import OutputError
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
-def check_output(path: Path | str) -> Path:
+def check_output(path: Path | str, suffixes: Sequence[str] = (), others: Sequence[Path] = ()) -> Path:
     """Find out, before any long work, whether a result can be written here.
 
+    Args:
+        path: where the result shall go.
+        suffixes: allowed file name endings in lower case, with dot; none means any.
+        others: files of the same request, which the result must not replace.
+
     Raises:
-        OutputError: the folder is missing or not writable, or the name is that of a directory.
+        OutputError: the folder is missing or not writable, the name is that of a directory or of
+            another file of the request, or its ending is not allowed.
     """
     path = Path(path)
     try:
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise OutputError(f"{path}: must end in {' or '.join(suffixes)}")
+        if any(path.absolute() == other.absolute() or _same_file(path, other) for other in others):
+            raise OutputError(f"{path}: would replace another file of this request; choose another name")
         if path.is_dir():
             raise OutputError(f"{path}: this is a directory; give a file name")
         if not path.parent.is_dir():
@@ -33,6 +43,10 @@ def check_output(path: Path | str) -> Path:
     except (OSError, ValueError) as error:  # a name too long, a null character
         raise OutputError(f"{path}: not a usable file name ({error}); choose another one") from None
     return path
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
 
 
 @contextmanager

@@ -12,14 +12,14 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, PlacementError
 from ..presets import NETWORKS
 from .precision import network_dtypes
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,9 @@ def make_plan(
     chosen = _choose_devices(machine, device)
     if chosen == ["cpu"]:
         notes = ("offloading does nothing on a CPU",) if offload else ()
-        return Plan(dict.fromkeys(NETWORKS, "cpu"), network_dtypes(dtype, on_gpu=False, bfloat16=False), notes=notes)
+        return Plan(
+            dict.fromkeys(NETWORKS, "cpu"), network_dtypes(dtype, on_gpu=False, bfloat16=False), notes=notes
+        )
 
     gpus = {name: machine.gpus[int(name.removeprefix("cuda:"))] for name in chosen}
     dtypes = network_dtypes(dtype, on_gpu=True, bfloat16=all(gpu.bfloat16 for gpu in gpus.values()))
@@ -154,17 +156,25 @@ class Placement:
             yield
             return
         import torch
+        from torch import nn
 
-        module = self._modules[name]
-        tensors = [*module.parameters(), *module.buffers()]
-        at_home = [tensor.data for tensor in tensors]
+        device = self.plan.devices[name]
+        home: list[tuple[dict[str, Any], str, Tensor]] = [
+            (table, key, tensor)
+            for module in self._modules[name].modules()
+            for table in (module._parameters, module._buffers)
+            for key, tensor in table.items()
+            if tensor is not None
+        ]
         try:
-            for tensor in tensors:
-                tensor.data = tensor.data.to(self.plan.devices[name], non_blocking=True)
+            for table, key, tensor in home:
+                visitor = tensor.to(device)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                table[key] = nn.Parameter(visitor, requires_grad=False) if is_parameter else visitor
             yield
         finally:
-            for tensor, home in zip(tensors, at_home, strict=True):
-                tensor.data = home
+            for table, key, tensor in home:
+                table[key] = tensor
             torch.cuda.empty_cache()
 
 

@@ -1,0 +1,130 @@
+"""The rules of the house: one-way imports, exported names, one list of versions, a README that runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import thinksound
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "thinksound"
+
+# Each may import only what stands before it, and itself.
+ORDER = [
+    {"errors", "config", "rates"},
+    {"media"},
+    {"models"},
+    {"encoders"},
+    {"sampling"},
+    {"checkpoints"},
+    {"presets"},
+    {"runtime"},
+    {"pipeline"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Top-level parts of the package that a module imports, lazily or not."""
+    here = path.relative_to(PACKAGE).parts
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = list(here[: len(here) - node.level])
+            target = base + (node.module.split(".") if node.module else [])
+            parts |= {target[0]} if target else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("thinksound"):
+            parts.add((node.module or "").split(".")[1])
+    return parts - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if here == "__init__":
+        return
+    assert here in RANK, f"{here} has no place in the order"
+    for part in imported_parts(path):
+        assert part == here or RANK[part] < RANK[here], f"{path.name} imports {part}, which builds on it"
+
+
+def test_no_module_is_a_drawer():
+    names = {path.stem for path in PACKAGE.rglob("*.py")}
+    assert not names & {"utils", "helpers", "misc", "common"}
+
+
+def test_exported_names_are_the_public_ones_and_resolve():
+    assert sorted(thinksound.__all__) == sorted(thinksound._HOME)
+    for name in thinksound.__all__:
+        assert getattr(thinksound, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = thinksound.Nonsense
+
+
+def test_importing_loads_no_heavy_library_and_prints_nothing():
+    heavy = "{'torch', 'transformers', 'av', 'numpy'}"
+    code = f"import sys, thinksound, thinksound.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith(("#", "-")))
+
+
+def test_every_dependency_is_pinned_inside_of_its_range_and_imported():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {(r := Requirement(text)).name: r for text in project["dependencies"]}
+    pinned = pins("requirements.txt")
+    assert set(pinned) == set(wanted)
+    for name, version in pinned.items():
+        assert wanted[name].specifier.contains(version), f"{name}=={version} is outside of {wanted[name]}"
+
+    imports = {"pillow": "PIL"}
+    source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    # Used by transformers to read T5's spiece.model; nothing else needs them.
+    for name in set(pinned) - {"protobuf", "sentencepiece"}:
+        assert re.search(rf"^\s*(import|from) {imports.get(name, name)}\b", source, re.M), (
+            f"nothing imports {name}"
+        )
+
+
+def test_what_is_installed_is_what_is_pinned():
+    from importlib.metadata import version
+
+    for name, wanted in (pins("requirements.txt") | pins("requirements-dev.txt")).items():
+        assert version(name).split("+")[0] == wanted, name
+
+
+def test_changelog_names_the_version():
+    latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert latest and latest[1] == thinksound.__version__
+
+
+def test_scripts_are_short_executable_and_listed():
+    listed = (ROOT / "scripts" / "README.md").read_text()
+    for script in (ROOT / "scripts").iterdir():
+        if script.suffix or script.name == "README.md":
+            continue
+        assert script.stat().st_mode & 0o111, f"{script.name} is not executable"
+        assert len(script.read_text().splitlines()) <= 30, f"{script.name} is long"
+        assert f"`{script.name}" in listed, f"{script.name} is not in scripts/README.md"
+
+
+def test_readme_tree_names_every_module():
+    readme = (ROOT / "README.md").read_text()
+    for path in PACKAGE.rglob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert str(path.relative_to(ROOT)).removeprefix("thinksound/") in readme, path

@@ -1,0 +1,132 @@
+"""The plan is a pure function of the machine, and carrying it out changes no number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from thinksound.errors import InputError, PlacementError
+from thinksound.presets import LIGHT, NETWORKS
+from thinksound.runtime.placement import GPU, Machine, Placement, Plan, make_plan, memory_errors
+
+H200 = GPU("H200", 140 * 2**30, bfloat16=True)
+RTX_4090 = GPU("RTX 4090", 24 * 2**30, bfloat16=True)
+RTX_3060 = GPU("RTX 3060", 8 * 2**30, bfloat16=True)
+T4 = GPU("T4", 15 * 2**30, bfloat16=False)
+
+
+def plan(*gpus: GPU, **wishes) -> Plan:
+    return make_plan(Machine(gpus), LIGHT.parameters, **wishes)
+
+
+def test_without_a_gpu_everything_is_float32_on_the_cpu():
+    made = plan()
+    assert made.devices == dict.fromkeys(NETWORKS, "cpu")
+    assert set(made.dtypes.values()) == {"float32"}
+    assert not made.offload and not made.concurrent_encoding
+
+
+def test_one_gpu_holds_everything():
+    made = plan(H200)
+    assert set(made.devices.values()) == {"cuda:0"}
+    assert made.dtypes == dict.fromkeys(NETWORKS, "bfloat16") | {"vae": "float32"}
+    assert not made.offload and made.concurrent_encoding
+
+
+def test_two_gpus_split_encoders_from_transformer_and_vae():
+    made = plan(RTX_4090, RTX_4090)
+    assert made.devices == {
+        "metaclip": "cuda:1",
+        "t5": "cuda:1",
+        "synchformer": "cuda:1",
+        "dit": "cuda:0",
+        "vae": "cuda:0",
+    }
+    assert plan(H200, H200, H200).devices == made.devices
+    assert plan(RTX_4090, RTX_4090, device="cuda:1,cuda:0").devices["dit"] == "cuda:1"
+
+
+def test_float16_where_a_gpu_lacks_bfloat16():
+    assert plan(T4).dtypes["dit"] == "float16"
+    assert plan(H200, T4).dtypes["dit"] == "float16"
+    assert plan(H200, T4, device="cuda:0").dtypes["dit"] == "bfloat16"
+    assert plan(T4, dtype="float32").dtypes == dict.fromkeys(NETWORKS, "float32")
+
+
+def test_a_gpu_that_is_too_small_offloads_and_says_so():
+    made = plan(RTX_3060)
+    assert made.offload and not made.concurrent_encoding
+    assert "RTX 3060 (cuda:0) has 8.0 GiB" in made.notes[0]
+    assert not plan(RTX_4090).offload
+    # float32 weights need 14.4 GB: a T4 offloads them, a 4090 does not.
+    assert plan(T4, dtype="float32").offload and not plan(RTX_4090, dtype="float32").offload
+
+
+def test_offloading_can_be_asked_for():
+    assert plan(H200, offload=True).offload
+    made = plan(offload=True)
+    assert not made.offload and made.notes == ("offloading does nothing on a CPU",)
+
+
+@pytest.mark.parametrize(
+    "device", ["gpu", "cuda:", "cuda:x", "cuda:0,cuda:1,cuda:2", "cpu,cuda:0", "", "CUDA:-1"]
+)
+def test_unknown_devices_are_refused(device):
+    with pytest.raises(InputError, match="give auto, cpu, cuda"):
+        plan(H200, device=device)
+
+
+def test_absent_devices_are_refused_with_what_there_is():
+    with pytest.raises(
+        PlacementError, match=r"cuda:1 is not there; this machine has cuda:0 \(H200\); give cuda:0 or cpu"
+    ):
+        plan(H200, device="cuda:1")
+    with pytest.raises(PlacementError, match="no CUDA GPU; give cpu"):
+        plan(device="cuda")
+
+
+def test_unknown_number_formats_are_refused():
+    with pytest.raises(InputError, match="float8"):
+        plan(H200, dtype="float8")
+
+
+def test_offloaded_weights_go_home_after_each_visit():
+    # The mechanism on a machine without a GPU: "meta" stands for the GPU, where nothing can be computed.
+    network = torch.nn.Linear(3, 2)
+    weight, before = network.weight, network.weight.clone()
+    made = Plan(dict.fromkeys(NETWORKS, "meta"), dict.fromkeys(NETWORKS, "float32"), offload=True)
+    placement = Placement(made, {"dit": network})
+    assert network.weight.device.type == "cpu"
+    with placement.on_device("dit"):
+        assert network.weight.device.type == "meta"
+    assert network.weight is weight and torch.equal(weight, before)
+    with pytest.raises(KeyError), placement.on_device("dit"):
+        raise KeyError("a request that fails half-way")
+    assert network.weight is weight
+
+
+def test_running_out_of_memory_says_what_to_try():
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), MemoryError()):
+        with pytest.raises(PlacementError, match="shorter duration, offloading"), memory_errors():
+            raise error
+    with pytest.raises(PlacementError, match="out of main memory"), memory_errors():
+        torch.empty(2**60)
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors():
+        raise RuntimeError("shapes do not match")
+
+
+@pytest.mark.cuda
+def test_placement_does_not_change_latents():
+    import thinksound
+    from thinksound.pipeline import Options
+
+    frames = torch.randint(
+        0, 256, (25, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    latents = {}
+    for name, wishes in {"cpu": {"device": "cpu"}, "gpu": {}, "offload": {"offload": True}}.items():
+        pipeline = thinksound.load("tiny", dtype="float32", **wishes)
+        features = pipeline.encode(frames[:8], frames, "rain", "rain on a roof")
+        _, latents[name] = pipeline.sample(features, 1.0, Options(num_inference_steps=4), seed=1)
+    assert torch.equal(latents["gpu"], latents["offload"])
+    assert torch.allclose(latents["gpu"], latents["cpu"], atol=1e-3)

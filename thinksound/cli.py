@@ -1,0 +1,406 @@
+"""The command line: arguments in, messages out, no logic.
+
+Only the standard library is imported until a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .errors import InputError, ThinkSoundError
+from .presets import DEFAULT_PRESET, PRESETS
+from .runtime.precision import DTYPES
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+STAGES = {
+    "decode": "Reading the video",
+    "metaclip": "MetaCLIP",
+    "synchformer": "Synchformer",
+    "sample": "Sampling",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    quiet = getattr(arguments, "quiet", False)
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="thinksound: %(message)s")
+    try:
+        arguments.run(arguments)
+    except ThinkSoundError as error:
+        print(f"thinksound: error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("\nthinksound: interrupted, nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="thinksound",
+        description="Give a silent video its sound.",
+        epilog="The published weights are for research and education only.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"thinksound {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_generate(commands)
+    _add_weights(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="make the sound of a video",
+        description="Watch VIDEO, read the texts, and write the same video with its sound.",
+        epilog='example: thinksound generate clip.mp4 --caption "Axe striking wood" '
+        '--cot "Begin with three sharp blows, then the crack of splitting wood in an open forest."',
+    )
+    parser.set_defaults(run=_generate)
+    parser.add_argument(
+        "video", type=Path, metavar="VIDEO", help="any file with moving pictures, 0.1 s to 3 minutes"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "-o", "--output", type=Path, metavar="OUT.mp4", help="default: VIDEO_sound.mp4 in the current folder"
+    )
+    output.add_argument("--audio", type=Path, metavar="OUT.wav", help="also write the sound alone")
+    output.add_argument(
+        "--dump",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="also write every intermediate, to compare versions",
+    )
+    output.add_argument("-q", "--quiet", action="store_true", help="no progress, no notes; errors only")
+    sound = parser.add_argument_group("sound")
+    sound.add_argument("--caption", default="", metavar="TEXT", help="what is heard, in a few words")
+    sound.add_argument(
+        "--cot",
+        default="",
+        metavar="TEXT",
+        help="chain of thought: the sound step by step (default: the caption)",
+    )
+    sound.add_argument("--duration", type=_number, metavar="S", help="use the first S seconds only")
+    sound.add_argument(
+        "--cfg-scale",
+        type=_number,
+        default=5.0,
+        metavar="X",
+        help="classifier-free guidance, 1 to 20; larger follows texts and pictures more closely (default: 5)",
+    )
+    sound.add_argument(
+        "--steps",
+        type=int,
+        default=24,
+        metavar="N",
+        help="sampling steps, 1 to 100; more is slower (default: 24)",
+    )
+    sound.add_argument(
+        "--seed", type=int, metavar="N", help="0 to 4294967295; the same seed gives the same sound"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        default=DEFAULT_PRESET,
+        help=f"(default: {DEFAULT_PRESET}); tiny is bundled: random weights that prove the pipeline",
+    )
+    _add_weights_dir(model)
+    model.add_argument(
+        "--device",
+        default="auto",
+        metavar="D",
+        help="auto, cpu, cuda, cuda:N or cuda:0,cuda:1 (default: auto)",
+    )
+    model.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="number format of the networks (default: auto)"
+    )
+    model.add_argument(
+        "--offload", action="store_true", help="one network at a time on the GPU: slower, least memory"
+    )
+
+
+def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("weights", help="download, verify, convert or find the weights")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        action.set_defaults(run=run)
+        _add_weights_dir(action)
+        action.add_argument("-q", "--quiet", action="store_true", help="no progress; errors only")
+        return action
+
+    def add_preset(action: argparse.ArgumentParser) -> None:
+        action.add_argument(
+            "--preset", choices=list(PRESETS), default=DEFAULT_PRESET, help=f"(default: {DEFAULT_PRESET})"
+        )
+
+    add_preset(
+        add("download", _weights_download, "fetch what a preset lacks; an interrupted download resumes")
+    )
+    verify = add("verify", _weights_verify, "hash every file that is there and compare with its first use")
+    verify.add_argument("--accept", action="store_true", help="take files that changed as the new truth")
+    convert = add(
+        "convert", _weights_convert, "write one safetensors file per network: smaller, faster to load"
+    )
+    add_preset(convert)
+    convert.add_argument(
+        "--dtype",
+        choices=DTYPES[1:],
+        default="bfloat16",
+        help="number format (default: bfloat16; the VAE always stays in float32)",
+    )
+    add_preset(add("path", _weights_path, "print where each file is, or belongs"))
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="describe a video, or this installation",
+        description="With VIDEO: streams, durations and the pictures that would be used. "
+        "Without: devices, presets, weight files and versions.",
+    )
+    parser.set_defaults(run=_info)
+    parser.add_argument("video", type=Path, nargs="?", metavar="VIDEO")
+    _add_weights_dir(parser)
+
+
+def _add_weights_dir(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        help="folder of weight files (default: $THINKSOUND_WEIGHTS or weights/)",
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+class _Bars:
+    """One progress bar per stage on standard error."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bars: dict[str, tqdm[None]] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._quiet:
+            return
+        from tqdm import tqdm
+
+        if stage not in self._bars:
+            form = "{l_bar}{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+            label = f"{STAGES.get(stage, stage):<18}"
+            self._bars[stage] = tqdm(desc=label, total=total, bar_format=form, disable=None)
+        bar = self._bars[stage]
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from .media.files import check_output
+
+    video: Path = arguments.video
+    output: Path = arguments.output or Path(f"{video.stem}_sound.mp4")
+    # Minutes of work hang on these paths: look at them before, not after.
+    check_output(output, (".mp4",), (video,))
+    if arguments.audio:
+        check_output(arguments.audio, (".wav",), (video, output))
+    if arguments.dump:
+        check_output(arguments.dump, (".safetensors",), (video, output))
+
+    from .media.probe import probe
+    from .pipeline import Options, load
+
+    options = Options(
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.cfg_scale,
+        seed=arguments.seed,
+        duration_s=arguments.duration,
+    )
+    probe(video)
+    say = _silent if arguments.quiet else _say
+    say(f"Loading {arguments.preset}")
+    pipeline = load(arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload)
+    bars = _Bars(arguments.quiet)
+    try:
+        result = pipeline(video, arguments.caption, arguments.cot, options, bars)
+    finally:
+        bars.close()
+    for note in result.notes:
+        say(f"Note: {note}")
+    if arguments.dump:
+        result.dump(arguments.dump)
+    if arguments.audio:
+        result.save(arguments.audio)
+    muxed = result.save(output)
+    if muxed and not muxed.copied:
+        say(f"Note: the picture was re-encoded: {muxed.reason}")
+    say("  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.timings.items()))
+    say(f"Seed {result.seed}")
+    for path in (output, arguments.audio, arguments.dump):
+        if path:
+            print(path)
+
+
+def _weights_download(arguments: argparse.Namespace) -> None:
+    from .checkpoints.download import download
+
+    folder = _weights_dir(arguments)
+    bars = _Bars(arguments.quiet)
+    try:
+        download(folder, PRESETS[arguments.preset].weights.values(), bars)
+    finally:
+        bars.close()
+    if not arguments.quiet:
+        print(f"{arguments.preset}: complete in {folder}")
+
+
+def _weights_verify(arguments: argparse.Namespace) -> None:
+    from .checkpoints.checksums import verify
+
+    bars = _Bars(arguments.quiet)
+    try:
+        rows = verify(_weights_dir(arguments), accept=arguments.accept, progress=bars)
+    finally:
+        bars.close()
+    for row in rows:
+        print(f"{row.status:<9} {row.sha256}  {row.size:>14,}  {row.path}")
+    changed = [str(row.path) for row in rows if row.status == "changed"]
+    if changed:
+        raise InputError(
+            f"changed since first use: {', '.join(changed)}; download again, or take them with --accept"
+        )
+
+
+def _weights_convert(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .checkpoints.convert import convert
+    from .runtime.precision import network_dtypes
+
+    names = network_dtypes(arguments.dtype, on_gpu=True, bfloat16=True)
+    weights = PRESETS[arguments.preset].weights
+    dtypes = {key: getattr(torch, names[network]) for network, key in weights.items()}
+    bars = _Bars(arguments.quiet)
+    try:
+        rows = convert(_weights_dir(arguments), list(weights.values()), dtypes, bars)
+    finally:
+        bars.close()
+    for row in rows:
+        print(row)
+
+
+def _weights_path(arguments: argparse.Namespace) -> None:
+    for line in _weight_lines(_weights_dir(arguments), [arguments.preset]):
+        print(line)
+
+
+def _weights_dir(arguments: argparse.Namespace) -> Path:
+    from .checkpoints.registry import default_weights_dir
+
+    return arguments.weights if arguments.weights is not None else default_weights_dir()
+
+
+def _weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
+    """One line per file that the presets need, and whether it is there."""
+    from .checkpoints.locate import missing, published_path
+    from .checkpoints.registry import weight_file
+
+    keys = dict.fromkeys(key for name in presets for key in PRESETS[name].weights.values())
+    absent = {file.key for file in missing(folder, keys)}
+    lines = []
+    for key in keys:
+        file = weight_file(key)
+        lines.append(
+            f"{'missing' if key in absent else 'here':<8} {published_path(folder, file)}  ({file.licence})"
+        )
+    return lines
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    if arguments.video is not None:
+        _describe_video(arguments.video)
+    else:
+        _describe_installation(_weights_dir(arguments))
+
+
+def _describe_video(video: Path) -> None:
+    from .media.decode import decode_video
+    from .rates import audio_sample_count, latent_frame_count, sync_feature_count
+
+    decoded = decode_video(video)
+    info = decoded.info
+    size = f"{info.width}x{info.height}" + (f", turned by {info.rotation} degrees" if info.rotation else "")
+    claimed = "unknown" if info.container_duration_s is None else f"{info.container_duration_s:.3f} s"
+    print(f"{video}: {info.container}")
+    for stream in info.streams:
+        print(f"  stream       {stream}")
+    print(f"  picture      {info.codec} {info.pixel_format} {size}")
+    print(f"  duration     {decoded.duration_s:.3f} s of presented pictures (the container says {claimed})")
+    print(f"  pictures     {decoded.frame_count} presented, the first at {decoded.start_s:.3f} s")
+    print(
+        f"  used         {len(decoded.clip_frames)} at 8 fps (MetaCLIP), {len(decoded.sync_frames)} at 25 fps"
+    )
+    print(
+        f"  generates    {latent_frame_count(decoded.duration_s)} latents from "
+        f"{sync_feature_count(decoded.duration_s)} synchronisation features, "
+        f"{audio_sample_count(decoded.duration_s)} samples"
+    )
+    for note in decoded.notes:
+        print(f"  note         {note}")
+
+
+def _describe_installation(folder: Path) -> None:
+    import platform
+    from importlib.metadata import version
+
+    from .runtime.placement import detect_machine
+
+    gpus = detect_machine().gpus
+    print(f"thinksound   {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    libraries = ("torch", "torchvision", "transformers", "av", "huggingface_hub")
+    print(f"libraries    {', '.join(f'{name} {version(name)}' for name in libraries)}")
+    print(f"devices      cpu{'' if gpus else ' (no CUDA GPU)'}")
+    for index, gpu in enumerate(gpus):
+        kind = "bfloat16" if gpu.bfloat16 else "float16"
+        print(f"             cuda:{index} {gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, {kind}")
+    for preset in PRESETS.values():
+        print(
+            f"preset       {preset.name}: {preset.summary}, {sum(preset.parameters.values()) / 1e6:,.0f} M parameters"
+        )
+    print(f"weights      {folder}")
+    for line in _weight_lines(folder, list(PRESETS)):
+        print(f"             {line}")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _silent(message: str) -> None:
+    pass

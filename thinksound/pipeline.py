@@ -1,0 +1,393 @@
+"""One request, top to bottom: decode the video, encode it and the texts, sample, decode the sound, mux.
+
+pipeline = thinksound.load("thinksound-light")
+result = pipeline("clip.mp4", caption="...", cot="...")
+result.save("clip_with_sound.mp4")
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import __version__
+from .checkpoints import load as checkpoints
+from .checkpoints.registry import default_weights_dir
+from .encoders.features import Features
+from .encoders.metaclip import MetaCLIP
+from .encoders.sync import encode_sync
+from .encoders.t5 import T5Text
+from .errors import InputError
+from .media.audio import fit_length, to_pcm16, write_wav
+from .media.decode import DecodedVideo, decode_video
+from .media.mux import MuxResult, mux
+from .models.mmdit import MMDiT
+from .models.oobleck import AudioVAE
+from .models.synchformer import Synchformer
+from .presets import DEFAULT_PRESET, Preset, get_preset
+from .rates import (
+    MAX_DURATION_S,
+    MIN_DURATION_S,
+    SAMPLE_RATE,
+    SYNC_SEGMENT,
+    audio_sample_count,
+    latent_frame_count,
+)
+from .runtime.placement import Machine, Placement, detect_machine, make_plan, memory_errors
+from .sampling.sample import draw_noise, sample_latents
+
+logger = logging.getLogger(__name__)
+
+# Called as progress(stage, done, total) while a request runs.
+Progress = Callable[[str, int, int], None]
+
+MAX_SEED = 2**32 - 1  # what the original's seeding accepts
+MAX_STEPS = 100
+MIN_GUIDANCE, MAX_GUIDANCE = 1.0, 20.0
+MAX_TEXT = 10_000  # characters; the encoders read the first 77 tokens
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to sample; checked on construction."""
+
+    num_inference_steps: int = 24
+    guidance_scale: float = 5.0  # 1 follows the conditions as trained, larger exaggerates them
+    seed: int | None = None  # None draws one; the result says which
+    duration_s: float | None = None  # use the first seconds only; None is the whole video
+
+    def __post_init__(self) -> None:
+        _check_number("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS, whole=True)
+        _check_number("guidance_scale", self.guidance_scale, MIN_GUIDANCE, MAX_GUIDANCE)
+        if self.seed is not None:
+            _check_number("seed", self.seed, 0, MAX_SEED, whole=True)
+        if self.duration_s is not None:
+            _check_number("duration", self.duration_s, MIN_DURATION_S, MAX_DURATION_S)
+
+
+def _check_number(name: str, value: float, low: float, high: float, whole: bool = False) -> None:
+    if whole and not (isinstance(value, int) and not isinstance(value, bool)):
+        raise InputError(f"{name} {value!r} is not a whole number; give one from {low} to {high}")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InputError(f"{name} {value!r} is out of range; give a number from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The sound of one video, and everything on the way to it."""
+
+    waveform: Tensor  # (2, A) float32 as the VAE gave it, before normalisation
+    pcm: Tensor  # (2, samples) int16, normalised, exactly as long as the picture
+    seed: int
+    preset: str
+    video: DecodedVideo
+    features: Features
+    noise: Tensor  # (C, T)
+    latents: Tensor  # (C, T)
+    timings: dict[str, float]  # seconds per stage
+    metadata: dict[str, str]  # what the MP4 says about its making
+    notes: tuple[str, ...] = ()
+    sample_rate: int = SAMPLE_RATE
+
+    def save(self, path: Path | str) -> MuxResult | None:
+        """Write the video with its sound (``.mp4``), or the sound alone (``.wav``).
+
+        Raises:
+            OutputError: the file cannot be written; nothing is left behind.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".wav":
+            write_wav(path, self.pcm, self.sample_rate)
+            return None
+        return mux(
+            self.video,
+            self.pcm,
+            self.sample_rate,
+            path,
+            metadata=self.metadata,
+        )
+
+    def dump(self, path: Path | str) -> None:
+        """Write every intermediate to a safetensors file: how two versions are compared."""
+        tensors = {
+            "clip_frames": self.video.clip_frames,  # (V, 224, 224, 3) uint8
+            "sync_frames": self.video.sync_frames,  # (S', 224, 224, 3) uint8
+            "clip_features": self.features.clip_features,
+            "sync_features": self.features.sync_features,
+            "text_features": self.features.text_features,
+            "t5_features": self.features.t5_features,
+            "noise": self.noise,
+            "latents": self.latents,
+            "waveform": self.waveform,
+        }
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, Path(path))
+
+
+@dataclass
+class _Clock:
+    """Seconds per stage."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[stage] = time.perf_counter() - start
+
+
+class Pipeline:
+    """All networks of one preset, placed and ready; two requests share nothing that changes."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        metaclip: MetaCLIP,
+        t5: T5Text,
+        synchformer: Synchformer,
+        mmdit: MMDiT,
+        vae: AudioVAE,
+        placement: Placement,
+    ) -> None:
+        self.preset = preset
+        self.metaclip = metaclip
+        self.t5 = t5
+        self.synchformer = synchformer
+        self.mmdit = mmdit
+        self.vae = vae
+        self.placement = placement
+
+    def __call__(
+        self,
+        video: Path | str,
+        caption: str = "",
+        cot: str = "",
+        options: Options | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Generate the sound of a video.
+
+        Args:
+            video: any file with moving pictures, 0.1 s to 3 minutes.
+            caption: what is heard, in a few words.
+            cot: chain of thought, a description step by step; empty uses the caption.
+            options: how to sample.
+            progress: called as ``progress(stage, done, total)``.
+
+        Raises:
+            ThinkSoundError: with a message for the user; see `thinksound.errors`.
+        """
+        options = options or Options()
+        caption, cot = self._check_texts(caption, cot)
+        seed = random.SystemRandom().randint(0, MAX_SEED) if options.seed is None else options.seed
+        progress = progress or (lambda stage, done, total: None)
+        clock = _Clock()
+
+        with memory_errors():
+            with clock.time("decode"):
+                decoded = self.decode(video, options.duration_s, progress)
+            with clock.time("encode"):
+                features = self.encode(decoded.clip_frames, decoded.sync_frames, caption, cot, progress)
+            with clock.time("sample"):
+                noise, latents = self.sample(features, decoded.duration_s, options, seed, progress)
+            with clock.time("vae"):
+                waveform = self.decode_audio(latents)
+                pcm = fit_length(to_pcm16(waveform), audio_sample_count(decoded.duration_s))
+
+        return Result(
+            waveform=waveform,
+            pcm=pcm,
+            seed=seed,
+            preset=self.preset.name,
+            video=decoded,
+            features=features,
+            noise=noise,
+            latents=latents,
+            timings=clock.timings,
+            metadata=self._metadata(caption, cot, seed, options),
+            notes=(*self.placement.plan.notes, *decoded.notes),
+        )
+
+    def decode(
+        self, video: Path | str, duration_s: float | None = None, progress: Progress | None = None
+    ) -> DecodedVideo:
+        """Pictures for both encoders, in one pass over the file."""
+        report = (lambda share: progress("decode", round(100 * share), 100)) if progress else None
+        return decode_video(video, duration_s, report)
+
+    def encode(
+        self,
+        clip_frames: Tensor,
+        sync_frames: Tensor,
+        caption: str,
+        cot: str,
+        progress: Progress | None = None,
+    ) -> Features:
+        """Pictures and texts to features on the CPU; side by side where GPUs do the work.
+
+        Args:
+            clip_frames: uint8 ``(V, 224, 224, 3)``, 8 per second.
+            sync_frames: uint8 ``(S', 224, 224, 3)``, 25 per second.
+            caption: for MetaCLIP.
+            cot: for T5.
+            progress: called as ``progress(stage, done, total)``, possibly from another thread.
+        """
+
+        def report(stage: str) -> Callable[[int, int], None] | None:
+            return (lambda done, total: progress(stage, done, total)) if progress else None
+
+        def metaclip() -> tuple[Tensor, Tensor]:
+            with self.placement.on_device("metaclip"):
+                text = self.metaclip.encode_text(caption).cpu()
+                return self.metaclip.encode_frames(clip_frames, progress=report("metaclip")).cpu(), text
+
+        def t5() -> Tensor:
+            with self.placement.on_device("t5"):
+                return self.t5.encode(cot).cpu()
+
+        def synchformer() -> Tensor:
+            with self.placement.on_device("synchformer"):
+                return encode_sync(self.synchformer, sync_frames, progress=report("synchformer")).cpu()
+
+        if self.placement.plan.concurrent_encoding:
+            with ThreadPoolExecutor(2) as pool:
+                pending = pool.submit(metaclip), pool.submit(t5)
+                sync_features = synchformer()
+                (clip_features, text_features), t5_features = pending[0].result(), pending[1].result()
+        else:
+            clip_features, text_features = metaclip()
+            t5_features = t5()
+            sync_features = synchformer()
+        return Features(
+            clip_features=clip_features,
+            sync_features=sync_features,
+            text_features=text_features,
+            t5_features=t5_features,
+        )
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        features: Features,
+        duration_s: float,
+        options: Options,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Noise and latents, each ``(C, T)`` float32 on the CPU."""
+        steps = options.num_inference_steps
+        noise = draw_noise(seed, self.preset.mmdit.latent_dim, latent_frame_count(duration_s))
+        with self.placement.on_device("dit"):
+            latents = sample_latents(
+                self.mmdit,
+                (
+                    features.clip_features[None],
+                    features.sync_features[None],
+                    features.text_features[None],
+                    features.t5_features[None],
+                ),
+                noise,
+                steps,
+                options.guidance_scale,
+                (lambda step: progress("sample", step, steps)) if progress else (lambda step: None),
+            )
+        return noise[0], latents[0].cpu()
+
+    @torch.inference_mode()
+    def decode_audio(self, latents: Tensor) -> Tensor:
+        """Waveform ``(2, A)`` float32 on the CPU of ``latents (C, T)``, before normalisation."""
+        with self.placement.on_device("vae"):
+            device = next(self.vae.decoder.parameters()).device
+            return self.vae.decode(latents[None].to(device))[0].float().cpu()
+
+    def warm_up(self) -> None:
+        """Run every network once on a black second, so that the first request finds everything ready."""
+        frames = torch.zeros(SYNC_SEGMENT, 224, 224, 3, dtype=torch.uint8)
+        with memory_errors():
+            features = self.encode(frames[:8], frames, "", "")
+            _, latents = self.sample(features, 1.0, Options(num_inference_steps=1), seed=0)
+            self.decode_audio(latents)
+
+    @staticmethod
+    def _check_texts(caption: str, cot: str) -> tuple[str, str]:
+        """The two texts as the encoders get them."""
+        for name, text in (("caption", caption), ("cot", cot)):
+            if len(text) > MAX_TEXT:
+                raise InputError(
+                    f"{name} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed, "
+                    "and the networks read only about the first 60 words"
+                )
+        caption = caption.strip()
+        return caption, cot.strip() or caption
+
+    def _metadata(self, caption: str, cot: str, seed: int, options: Options) -> dict[str, str]:
+        return {
+            "software": f"thinksound-cog {__version__}",
+            "preset": self.preset.name,
+            "seed": str(seed),
+            "caption": caption,
+            "cot": cot,
+            "cfg_scale": f"{options.guidance_scale:g}",
+            "num_inference_steps": str(options.num_inference_steps),
+        }
+
+
+def load(
+    preset: str = DEFAULT_PRESET,
+    weights: Path | str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: bool = False,
+    machine: Machine | None = None,
+) -> Pipeline:
+    """Load a preset's networks onto this machine's devices.
+
+    Args:
+        preset: "thinksound-light", "thinksound" or "tiny".
+        weights: folder with the published files; None is ``THINKSOUND_WEIGHTS`` or ``weights/``.
+        device: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N".
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        offload: keep weights in main memory, one network at a time on the GPU.
+        machine: the GPUs to plan for; None looks.
+
+    Raises:
+        WeightsError: files are missing, damaged or of another network.
+        PlacementError: a device is missing or too small.
+    """
+    chosen = get_preset(preset)
+    plan = make_plan(machine or detect_machine(), chosen.parameters, device, dtype, offload)
+    folder = Path(weights) if weights is not None else default_weights_dir()
+    dtypes = {name: getattr(torch, dtype) for name, dtype in plan.dtypes.items()}
+    keys = chosen.weights
+
+    metaclip = checkpoints.load_metaclip(folder, keys["metaclip"], dtypes["metaclip"])
+    t5 = checkpoints.load_t5(folder, keys["t5"], dtypes["t5"])
+    synchformer = checkpoints.load_synchformer(
+        folder, keys["synchformer"], chosen.synchformer, dtypes["synchformer"]
+    )
+    mmdit = checkpoints.load_mmdit(folder, keys["dit"], chosen.mmdit, dtypes["dit"])
+    vae = checkpoints.load_vae(folder, keys["vae"], chosen.vae, dtypes["vae"])
+    placement = Placement(
+        plan,
+        {
+            "metaclip": metaclip.model,
+            "t5": t5.model,
+            "synchformer": synchformer,
+            "dit": mmdit,
+            "vae": vae.decoder,  # generation never encodes sound: the encoder's file pages stay untouched
+        },
+    )
+    for note in plan.notes:
+        logger.warning(note)
+    return Pipeline(chosen, metaclip, t5, synchformer, mmdit, vae, placement)
