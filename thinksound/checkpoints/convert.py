@@ -1,0 +1,165 @@
+"""Published checkpoints to safetensors in one dtype: smaller, faster to load, nothing but the network.
+
+One tensor is in memory at a time: it is mapped from the checkpoint, cast and appended to the new file.
+Of a text encoder's folder, configuration and tokenizer are copied beside the weights; of T5 only the
+encoder is kept. Every file, or folder, appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+from . import checksums
+from .checksums import Progress, file_sha256
+from .load import NamedTensors
+from .locate import describe_missing, files_of, is_complete, published_path, weight_paths
+from .registry import weight_file
+
+_SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One row of the report of `convert`."""
+
+    key: str
+    path: Path
+    dtype: str
+    tensors: int
+    source_size: int  # bytes
+    size: int  # bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.key:<17} {self.source_size / 1e9:7.2f} GB -> {self.size / 1e9:6.2f} GB  "
+            f"{self.tensors:>4} tensors in {self.dtype:<8}  {self.path}"
+        )
+
+
+def convert(
+    weights_dir: Path,
+    keys: Iterable[str],
+    dtypes: Mapping[str, torch.dtype],
+    progress: Progress | None = None,
+) -> list[Converted]:
+    """Write ``converted/…`` for each of ``keys``, in ``dtypes[key]`` or else float32.
+
+    ``progress(key, bytes done, bytes in all)`` is called after each tensor. Raises `WeightsError` for a
+    key that is bundled, missing, or not the file it should be, and when there is no room.
+    """
+    rows = []
+    for key in keys:
+        file = weight_file(key)
+        published = published_path(weights_dir, file)
+        if file.bundled:
+            raise WeightsError(f"{key}: comes converted with this project; give a published key")
+        if not is_complete(file, published):
+            raise WeightsError(describe_missing(weights_dir, [file]))
+        dtype = dtypes.get(key, torch.float32)
+        if dtype not in _SAFETENSORS_NAMES:
+            raise WeightsError(f"{key}: {dtype} is no choice; give float32, bfloat16 or float16")
+        sources = weight_paths(published)
+        for source in files_of(file, published):
+            checksums.check(weights_dir, source)
+        tensors = NamedTensors(published, key)
+        if not tensors:
+            raise WeightsError(f"{published}: holds nothing of {file.purpose}; download it again")
+        metadata = {
+            "format": "pt",
+            "dtype": str(dtype).removeprefix("torch."),
+            "source": ",".join(source.name for source in sources),
+            "source_sha256": ",".join(_sha256(weights_dir, source) for source in sources),
+        }
+        target = weights_dir / file.converted_path
+        with _replacing(target, file.is_folder) as new:
+            if file.is_folder:
+                for part in set(files_of(file, published)) - set(sources):
+                    if not part.name.endswith(".index.json"):
+                        shutil.copyfile(part, new / part.name)
+            written = new / "model.safetensors" if file.is_folder else new
+            write_safetensors(written, tensors, dtype, metadata, key, progress)
+            size = written.stat().st_size
+        source_size = sum(source.stat().st_size for source in sources)
+        rows.append(Converted(key, target, metadata["dtype"], len(tensors), source_size, size))
+    return rows
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+    label: str,
+    progress: Progress | None = None,
+) -> None:
+    """Write ``tensors``, cast to ``dtype``, in the safetensors format, holding one of them at a time."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name in tensors:
+        shape = tensors[name].shape
+        end = offset + shape.numel() * dtype.itemsize
+        header[name] = {
+            "dtype": _SAFETENSORS_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    free = shutil.disk_usage(path.parent).free
+    if offset > free:
+        raise WeightsError(
+            f"{path.parent}: {offset / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room"
+        )
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        done = 0
+        for name in tensors:
+            tensor = tensors[name]
+            if not tensor.is_floating_point():
+                raise WeightsError(f"{label}: {name} holds {tensor.dtype} instead of numbers with a fraction")
+            raw = tensor.to(dtype).contiguous().reshape(-1).view(torch.uint8)
+            stream.write(raw.numpy().data)
+            done += raw.numel()
+            if progress is not None:
+                progress(label, done, offset)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _replacing(target: Path, is_folder: bool) -> Iterator[Path]:
+    """A new file or folder beside ``target``, which takes its place if the block succeeds."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert.") as name:
+            new = Path(name) / target.name
+            if is_folder:
+                new.mkdir()
+            yield new
+            if target.is_dir():
+                target.rename(Path(name) / "old")
+            new.replace(target)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise WeightsError(
+            f"{target}: cannot be written ({reason}); make room or check its folder"
+        ) from error
+
+
+def _sha256(weights_dir: Path, path: Path) -> str:
+    checksums.record(weights_dir, [path])
+    return checksums.recorded_sha256(weights_dir, path) or file_sha256(path)
