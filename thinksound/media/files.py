@@ -16,37 +16,33 @@ from ..errors import OutputError
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
-def check_output(path: Path | str, suffixes: Sequence[str] = (), others: Sequence[Path] = ()) -> Path:
+def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequence[Path] = ()) -> Path:
     """Find out, before any long work, whether a result can be written here.
 
     Args:
-        path: where the result shall go.
-        suffixes: allowed file name endings in lower case, with dot; none means any.
-        others: files of the same request, which the result must not replace.
+        path: the file to be written.
+        suffixes: endings it may have; any by default.
+        inputs: files that it must not replace.
 
     Raises:
-        OutputError: the folder is missing or not writable, the name is that of a directory or of
-            another file of the request, or its ending is not allowed.
+        OutputError: the ending is another one; the folder is missing or not writable; the name is that
+            of a directory or of an input.
     """
     path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path}: a file ending in {path.suffix or 'nothing'}; use {' or '.join(suffixes)}")
     try:
-        if suffixes and path.suffix.lower() not in suffixes:
-            raise OutputError(f"{path}: must end in {' or '.join(suffixes)}")
-        if any(path.absolute() == other.absolute() or _same_file(path, other) for other in others):
-            raise OutputError(f"{path}: would replace another file of this request; choose another name")
         if path.is_dir():
             raise OutputError(f"{path}: this is a directory; give a file name")
         if not path.parent.is_dir():
             raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise OutputError(f"{path}: the folder {path.parent} is not writable; choose another one")
+        if any(path.exists() and each.exists() and path.samefile(each) for each in inputs):
+            raise OutputError(f"{path}: this would replace an input; choose another name")
     except (OSError, ValueError) as error:  # a name too long, a null character
         raise OutputError(f"{path}: not a usable file name ({error}); choose another one") from None
     return path
-
-
-def _same_file(path: Path, other: Path) -> bool:
-    return path.exists() and other.exists() and path.samefile(other)
 
 
 @contextmanager

@@ -1,0 +1,252 @@
+"""The generated sound under the original picture, as an MP4 file.
+
+The picture's packets are copied bit for bit where MP4 can hold them, moved in time so that the first
+presented picture is at 0, where the sound starts too. Pictures hidden by an edit list stay hidden:
+those before the first one are kept for the decoder at negative times, those after the last one go.
+Where copying would show something else than the input does, the picture is encoded again as H.264
+and the result says why. Rotation, sample aspect, colour tags and times are the same either way.
+
+The input's own sound, subtitles and data are left out.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from .files import check_output, whole_file
+from .probe import open_video
+from .timeline import PresentedFrames, Timeline
+from .transcode import encode_h264
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .decode import DecodedVideo
+
+SUFFIXES = (".mp4",)
+
+_COPIED = {"h264", "hevc", "av1", "vp9", "mpeg4"}  # that MP4 holds and players know
+_HEADERS_OPTIONAL = {"av1", "vp9"}  # the muxer finds them in the first packet
+_AAC_BIT_RATE = 192_000
+_AAC_FRAME = 1024  # samples
+_COARSEST = Fraction(1, 90_000)  # s; unit of the picture's times
+_MUXER = {
+    "movflags": "faststart+use_metadata_tags",
+    # Units of the edit list: with the default, 1/1000 s, the end would be up to 22 samples off.
+    "movie_timescale": "90000",
+}
+
+
+@dataclass(frozen=True)
+class MuxResult:
+    """What became of the picture."""
+
+    path: Path
+    copied: bool  # bit for bit
+    reason: str  # why it was encoded again; empty when copied
+
+
+def mux(
+    video: DecodedVideo,
+    pcm16: Tensor,
+    sample_rate: int,
+    output: Path | str,
+    metadata: Mapping[str, str],
+) -> MuxResult:
+    """Write the picture of ``video``, up to its cut if it has one, with new sound.
+
+    Args:
+        video: as decoded before; its file is read again.
+        pcm16: int16 (2, A), as long as the picture.
+        sample_rate: in Hz.
+        output: an .mp4 file; it appears whole or not at all.
+        metadata: texts stored in the file under these names.
+
+    Raises:
+        OutputError: the ending is not .mp4, the folder is missing or not writable, or the disk is full.
+        MediaError: the video was removed or changed meanwhile.
+    """
+    output = check_output(output, SUFFIXES, inputs=(video.info.path,))
+    reason, packets = _plan_copy(video)
+    with (
+        open_video(video.info.path) as (container, stream),
+        whole_file(output) as temporary,
+        av.open(
+            f"file:{temporary.absolute()}",
+            "w",
+            format="mp4",
+            container_options=_MUXER,
+            metadata_errors="replace",
+        ) as target,
+    ):
+        target.metadata.update({key: value.replace("\0", " ") for key, value in metadata.items()})
+        if reason:
+            timeline = video.timeline
+            frames = (each for each in PresentedFrames(container, stream) if each.time < timeline.end)
+            picture: Iterator[Packet[Any]] = encode_h264(
+                target, frames, video.info, timeline.end, _output_time_base(stream)
+            )
+        else:
+            picture = _copy(target, container, stream, video, packets)
+        sound: Iterator[Packet[Any]] = _encode_sound(target, pcm16, sample_rate)
+        for packet in heapq.merge(picture, sound, key=_decoded_at):
+            target.mux(packet)
+    return MuxResult(output, copied=not reason, reason=reason)
+
+
+def _create_mp4(path: Path) -> OutputContainer:
+    name = f"file:{path.absolute()}"
+    return av.open(name, "w", format="mp4", container_options=_MUXER, metadata_errors="replace")
+
+
+def _decoded_at(packet: Packet[Any]) -> Fraction:
+    assert packet.dts is not None  # encoders and _copy set it
+    return packet.dts * packet.time_base
+
+
+@dataclass(frozen=True)
+class _PacketTimes:
+    """When a packet of the input is shown and decoded, in units of its stream."""
+
+    pts: int
+    dts: int | None
+
+
+def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
+    """Why a copy would not show what the input shows (empty if it does), and the packets to copy."""
+    timeline = video.timeline
+    if video.info.codec not in _COPIED:
+        return f"MP4 is not made for {video.info.codec} pictures", []
+    if timeline.damaged:
+        return "the video is damaged", []
+    if not timeline.constant_size:
+        return "the size of the pictures changes", []
+    packets: list[_PacketTimes] = []
+    shown: list[Fraction] = []
+    surplus = False  # whether pictures that must not be shown came up: copying stops before the first
+    with open_video(video.info.path) as (container, stream):
+        if container.format.name == "avi" and stream.codec_context.has_b_frames:
+            return "AVI does not store when pictures are shown", []
+        if stream.codec_context.extradata is None and video.info.codec not in _HEADERS_OPTIONAL:
+            return "the stream has no header", []
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                continue
+            if packet.pts is None:
+                return "the container does not store when pictures are shown", []
+            if packets and packet.has_sidedata("new_extradata"):
+                return "the coding parameters change", []
+            time = packet.pts * packet.time_base
+            visible = timeline.start <= time < timeline.end and not packet.is_discard
+            if visible and surplus:
+                why = "the cut falls between" if timeline.cut else "an edit list hides some of the"
+                return f"{why} pictures that depend on each other", []
+            if visible:
+                shown.append(time)
+            elif time >= timeline.start:
+                surplus = True
+            if not surplus:
+                packets.append(_PacketTimes(packet.pts, packet.dts))
+    if tuple(sorted(shown)) != timeline.times:
+        return "the packets do not correspond to the pictures one to one", []
+    return "", packets
+
+
+def _copy(
+    target: OutputContainer,
+    container: InputContainer,
+    stream: VideoStream,
+    video: DecodedVideo,
+    packets: list[_PacketTimes],
+) -> Iterator[Packet[VideoStream]]:
+    """The packets as they are, moved in time so that the first picture shown is at 0."""
+    timeline = video.timeline
+    copy = target.add_stream_from_template(stream, opaque=True)
+    copy.time_base = time_base = _output_time_base(stream)
+    copy.codec_context.sample_aspect_ratio = video.info.sample_aspect_ratio
+    if video.info.codec == "hevc" and not _parameters_are_in_band(stream.codec_context.extradata or b""):
+        copy.codec_context.codec_tag = "hvc1"  # the only tag for which QuickTime plays HEVC
+
+    def moved() -> Iterator[Packet[VideoStream]]:
+        stays = dict(zip(timeline.times, _durations(timeline), strict=True))
+        source = (packet for packet in container.demux(stream) if packet.size)
+        for packet, times, dts in zip(source, packets, _decoding_times(packets), strict=False):
+            unit, time = packet.time_base, times.pts * packet.time_base
+            packet.time_base = time_base
+            packet.pts = round((time - timeline.start) / time_base)
+            packet.dts = round((dts * unit - timeline.start) / time_base)
+            packet.duration = round(stays.get(time, (packet.duration or 0) * unit) / time_base)
+            packet.stream = copy
+            yield packet
+
+    return moved()
+
+
+def _output_time_base(stream: VideoStream) -> Fraction:
+    """A unit that divides the input's and is at most half a sample of sound."""
+    denominator = Fraction(stream.time_base or _COARSEST).denominator
+    if denominator > _COARSEST.denominator * 100:
+        return _COARSEST  # nanoseconds: long stills would not fit into MP4's 32 bits
+    return Fraction(1, denominator * math.ceil(_COARSEST.denominator / denominator))
+
+
+def _decoding_times(packets: list[_PacketTimes]) -> list[int]:
+    """When to decode each packet: as stored where that is usable, else from the presentation times.
+
+    A picture is decoded when the one ``delay`` places before it, in the order of presentation, is
+    shown; the smallest delay with which none is late is chosen. Matroska needs this: it stores no
+    decoding times.
+    """
+    stored = [packet.dts for packet in packets]
+    if all(
+        dts is not None and dts <= packet.pts and (before is None or before < dts)
+        for dts, before, packet in zip(stored, [None, *stored], packets, strict=False)
+    ):
+        return [dts for dts in stored if dts is not None]
+    shown = sorted(packet.pts for packet in packets)
+    places = {pts: place for place, pts in enumerate(shown)}
+    delay = max(index - places[packet.pts] for index, packet in enumerate(packets))
+    step = shown[1] - shown[0] if len(shown) > 1 else 1
+    return [shown[0] - step * place for place in range(delay, 0, -1)] + shown[: len(shown) - delay]
+
+
+def _durations(timeline: Timeline) -> list[Fraction]:
+    """How long each picture stays, in seconds."""
+    return [after - time for time, after in pairwise([*timeline.times, timeline.end])]
+
+
+def _parameters_are_in_band(extradata: bytes) -> bool:
+    """Whether HEVC extradata in the form of MP4 holds no parameter sets, so that packets must."""
+    return len(extradata) > 22 and extradata[0] == 1 and extradata[22] == 0
+
+
+def _encode_sound(target: OutputContainer, pcm16: Tensor, sample_rate: int) -> Iterator[Packet[AudioStream]]:
+    """Stereo AAC; its first packet, which primes decoders, lies before 0 and is not heard."""
+    encoder = target.add_stream("aac", rate=sample_rate, layout="stereo", bit_rate=_AAC_BIT_RATE)
+    samples = pcm16.cpu().numpy()
+
+    def encoded() -> Iterator[Packet[AudioStream]]:
+        for position in range(0, samples.shape[1], _AAC_FRAME):
+            block = samples[:, position : position + _AAC_FRAME]
+            frame = av.AudioFrame.from_ndarray(
+                block.astype(np.float32) / 32768, format="fltp", layout="stereo"
+            )
+            frame.sample_rate, frame.pts, frame.time_base = sample_rate, position, Fraction(1, sample_rate)
+            yield from encoder.encode(frame)
+        yield from encoder.encode(None)
+
+    return encoded()
