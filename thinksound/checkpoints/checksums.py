@@ -52,13 +52,17 @@ class Verified:
 
 def file_sha256(path: Path, progress: Progress | None = None) -> str:
     """The hash of a file, read in pieces of 4 MiB."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-            done += len(piece)
-            if progress is not None:
-                progress(path.name, done, total)
+    digest, done = hashlib.sha256(), 0
+    try:
+        total = path.stat().st_size
+        with path.open("rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(path.name, done, total)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     return digest.hexdigest()
 
 

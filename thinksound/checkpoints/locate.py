@@ -57,7 +57,10 @@ def published_path(weights_dir: Path, file: WeightFile) -> Path:
 
 def is_complete(file: WeightFile, path: Path) -> bool:
     """Whether everything that ``file`` consists of lies at ``path``."""
-    return not absent_parts(file, path) if file.is_folder else path.is_file()
+    try:
+        return not absent_parts(file, path) if file.is_folder else path.is_file()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def absent_parts(file: WeightFile, folder: Path) -> list[str]:
