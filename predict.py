@@ -46,11 +46,11 @@ class Predictor(BasePredictor):
             dtype=os.environ.get("THINKSOUND_DTYPE", "auto"),
             offload=os.environ.get("THINKSOUND_OFFLOAD") == "1",
         )
-        self.pipeline.warm_up()
-
         plan = self.pipeline.placement.plan
         places = (f"{network} {plan.devices[network]} {plan.dtypes[network]}" for network in NETWORKS)
         logger.info("thinksound %s, preset %s: %s", thinksound.__version__, preset.name, ", ".join(places))
+
+        self.pipeline.warm_up()
         for device in sorted(set(plan.devices.values()) - {"cpu"}):
             peak, name = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
             logger.info("%s (%s): %.1f GB used at most", device, name, peak / 1e9)
@@ -75,20 +75,19 @@ class Predictor(BasePredictor):
         ),
     ) -> Path:
         """Generate the sound of a video."""
+        if not isinstance(video, pathlib.Path):  # Cog hands on what is no URL as it came
+            raise InputError(f"video {video[:100]!r} is no URL; give an http, https or data URL")
         self._remove_leftovers(video)
         output = Path(self.folder.name) / "thinksound.mp4"
         try:
-            if not isinstance(video, pathlib.Path):  # Cog hands on what is no URL as it came
-                raise InputError(f"video {video[:100]!r} is no URL; give an http, https or data URL")
             options = Options(num_inference_steps, cfg_scale, seed, duration)
             result = self.pipeline(video, caption, cot, options, _tenths())
             start = time.perf_counter()
             result.save(output)
             timings = result.timings | {"mux": time.perf_counter() - start}
+        except ThinkSoundError as error:  # shown without the name that Cog gave the input
+            raise type(error)(str(error).replace(str(video), "video")) from None
         except BaseException as error:
-            self._remove_leftovers(video)
-            if isinstance(error, ThinkSoundError):  # shown without the name that Cog gave the input
-                raise type(error)(str(error).replace(str(video), "video")) from None
             if not isinstance(error, CancelationException):
                 logger.exception("this is a bug in thinksound")  # Cog reports no traceback
             raise
