@@ -18,7 +18,8 @@ PACKAGE = ROOT / "thinksound"
 
 # Each may import only what stands before it, and itself.
 ORDER = [
-    {"errors", "config", "rates"},
+    {"errors"},
+    {"config", "rates"},
     {"media"},
     {"models"},
     {"encoders"},

@@ -1,7 +1,7 @@
 """The encoders against reference outputs, with weights rebuilt by tests/parity/procedural.py.
 
-Tolerance: relative L2 1e-5 in float32. The same code on another version of transformers or with
-another attention kernel differs by up to 9e-6 (tests/parity/features/README.md, part 4).
+The same code on another version of transformers or with another attention kernel differs by up to
+9e-6, so the limit of 1e-5 holds here too.
 """
 
 from __future__ import annotations
@@ -10,61 +10,20 @@ import json
 from pathlib import Path
 
 import pytest
+import reference
 import torch
 from parity.procedural import fill, sync_frames
-from safetensors import safe_open
+from reference import assert_close
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, T5Config
 
-from thinksound.config import SynchformerConfig
 from thinksound.encoders import metaclip, t5
 from thinksound.encoders.metaclip import MetaCLIP, build_metaclip
 from thinksound.encoders.pretrained import tokenize
 from thinksound.encoders.sync import encode_sync
 from thinksound.encoders.t5 import T5Text, build_t5
 from thinksound.models.synchformer import Synchformer
-
-TOLERANCE = 1e-5
-
-# The published configurations, as far as they differ from the defaults of transformers.
-METACLIP_H14 = {
-    "model_type": "clip",
-    "projection_dim": 1024,
-    "text_config": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 24,
-        "projection_dim": 1024,
-        "hidden_act": "quick_gelu",
-    },
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 32,
-        "patch_size": 14,
-        "projection_dim": 1024,
-        "hidden_act": "quick_gelu",
-    },
-}
-T5_V1_1_XL = {
-    "model_type": "t5",
-    "d_model": 2048,
-    "d_kv": 64,
-    "d_ff": 5120,
-    "num_heads": 32,
-    "num_layers": 24,
-    "feed_forward_proj": "gated-gelu",
-    "vocab_size": 32128,
-    "tie_word_embeddings": False,
-}
-
-
-def relative_error(result: Tensor, expected: Tensor) -> float:
-    assert result.shape == expected.shape
-    return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
 def fill_network(network: nn.Module, prefix: str = "") -> None:
@@ -117,7 +76,7 @@ def test_caption_tokens_and_their_features(
     ids, mask = tokenize(clip.tokenizer, captions[index], torch.device("cpu"))
     assert torch.equal(ids[0], golden["clip.input_ids"][index])
     assert torch.equal(mask[0], golden["clip.attention_mask"][index])
-    assert relative_error(clip.encode_text(captions[index]), golden["clip.hidden"][index]) <= TOLERANCE
+    assert_close(clip.encode_text(captions[index]), golden["clip.hidden"][index])
 
 
 @torch.inference_mode()
@@ -128,7 +87,7 @@ def test_pooled_caption_of_the_same_network(
         *(tokenize(clip.tokenizer, caption, torch.device("cpu")) for caption in captions), strict=True
     )
     pooled = clip.model.get_text_features(torch.cat(ids), attention_mask=torch.cat(mask)).pooler_output
-    assert relative_error(pooled, golden["clip.global"]) <= TOLERANCE
+    assert_close(pooled, golden["clip.global"])
 
 
 @pytest.mark.parametrize("index", range(9))
@@ -138,7 +97,7 @@ def test_description_tokens_and_their_features(
     ids, mask = tokenize(t5_text.tokenizer, captions[index], torch.device("cpu"))
     assert torch.equal(ids[0], golden["t5.input_ids"][index])
     assert torch.equal(mask[0], golden["t5.attention_mask"][index])
-    assert relative_error(t5_text.encode(captions[index]), golden["t5.hidden"][index]) <= TOLERANCE
+    assert_close(t5_text.encode(captions[index]), golden["t5.hidden"][index])
 
 
 def test_description_attention_is_the_reference_one(t5_text: T5Text) -> None:
@@ -150,37 +109,23 @@ def test_picture_features(clip: MetaCLIP, golden: dict[str, Tensor], parity: Pat
     transforms = load_file(parity / "features" / "transforms.safetensors")
     names = ("48x64", "270x480", "real360x480")
     frames = torch.stack([transforms[f"clip.{name}"] for name in names]).permute(0, 2, 3, 1)
-    assert relative_error(clip.encode_frames(frames), golden["image.features"]) <= TOLERANCE
+    assert_close(clip.encode_frames(frames), golden["image.features"])
 
 
-def synchformer_error(parity: Path, name: str) -> float:
-    """Relative error of ``encode_sync`` on a reference file, which names its sizes if they are small."""
-    file = parity / "golden" / f"{name}.safetensors"
-    with safe_open(file, "pt") as reader:
-        about = reader.metadata()
-        expected = reader.get_tensor("out.features")[0]
-    network = Synchformer(SynchformerConfig(**json.loads(about.get("config", "{}"))))
-    fill_network(network)
+def test_synchformer_features() -> None:
+    tensors, about = reference.golden("synchformer_tiny")
+    network = reference.seeded(Synchformer(reference.SMALL_SYNCHFORMER), "")
     frames = torch.from_numpy(sync_frames(about["tag"], int(about["frames"]))).permute(0, 2, 3, 1)
-    return relative_error(encode_sync(network, frames), expected)
-
-
-def test_synchformer_features(parity: Path) -> None:
-    assert synchformer_error(parity, "synchformer_tiny") <= TOLERANCE
-
-
-@pytest.mark.parity
-def test_full_size_synchformer_features(parity: Path) -> None:
-    assert synchformer_error(parity, "synchformer_full") <= TOLERANCE
+    assert_close(encode_sync(network, frames), tensors["out.features"][0])
 
 
 def test_full_size_metaclip_has_the_published_tensors(text: Path) -> None:
-    network = metaclip.build_network(CLIPConfig(**METACLIP_H14))
+    network = metaclip.build_network(CLIPConfig(**metaclip.PUBLISHED_CONFIG))
     assert shapes(network) == json.loads((text / "manifest_metaclip_h14.json").read_text())
     assert all(parameter.is_meta for parameter in network.parameters())
 
 
 def test_full_size_t5_has_the_published_tensors(text: Path) -> None:
-    network = t5.build_network(T5Config(**T5_V1_1_XL))
+    network = t5.build_network(T5Config(**t5.PUBLISHED_CONFIG))
     assert shapes(network) == json.loads((text / "manifest_t5_xl_encoder.json").read_text())
     assert all(parameter.is_meta for parameter in network.parameters())

@@ -229,11 +229,14 @@ def _generate(arguments: argparse.Namespace) -> None:
     # Minutes of work hang on these paths: look at them before, not after.
     check_output(output, (".mp4",), (video,))
     if arguments.audio:
-        check_output(arguments.audio, (".wav",), (video, output))
+        check_output(arguments.audio, (".wav",), (video,))
     if arguments.dump:
-        check_output(arguments.dump, (".safetensors",), (video, output))
+        check_output(arguments.dump, (".safetensors",), (video,))
 
     from .media.probe import probe
+
+    probe(video)
+
     from .pipeline import Options, load
 
     options = Options(
@@ -242,7 +245,6 @@ def _generate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         duration_s=arguments.duration,
     )
-    probe(video)
     say = _silent if arguments.quiet else _say
     say(f"Loading {arguments.preset}")
     pipeline = load(arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload)
@@ -390,9 +392,8 @@ def _describe_installation(folder: Path) -> None:
         kind = "bfloat16" if gpu.bfloat16 else "float16"
         print(f"             cuda:{index} {gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, {kind}")
     for preset in PRESETS.values():
-        print(
-            f"preset       {preset.name}: {preset.summary}, {sum(preset.parameters.values()) / 1e6:,.0f} M parameters"
-        )
+        millions = sum(preset.parameters.values()) / 1e6
+        print(f"preset       {preset.name}: {preset.summary}, {millions:,.1f} M parameters")
     print(f"weights      {folder}")
     for line in _weight_lines(folder, list(PRESETS)):
         print(f"             {line}")

@@ -28,7 +28,9 @@ class MMDiTConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 2:
-            raise InputError(f"hidden_dim {self.hidden_dim} must be an even multiple of num_heads {self.num_heads}")
+            raise InputError(
+                f"hidden_dim {self.hidden_dim} must be an even multiple of num_heads {self.num_heads}"
+            )
         if not 0 < self.fused_depth < self.depth:
             raise InputError(f"fused_depth {self.fused_depth} must lie between 0 and depth {self.depth}")
         if self.clip_text_dim > self.text_dim:
@@ -56,7 +58,9 @@ class OobleckConfig:
 
     def __post_init__(self) -> None:
         if len(self.channel_multiples) != len(self.strides):
-            raise InputError(f"{len(self.channel_multiples)} channel_multiples for {len(self.strides)} strides")
+            raise InputError(
+                f"{len(self.channel_multiples)} channel_multiples for {len(self.strides)} strides"
+            )
 
     @property
     def hop(self) -> int:

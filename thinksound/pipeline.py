@@ -18,19 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
 from .checkpoints import load as checkpoints
+from .checkpoints.locate import describe_missing, missing
 from .checkpoints.registry import default_weights_dir
 from .encoders.features import Features
 from .encoders.metaclip import MetaCLIP
 from .encoders.sync import encode_sync
 from .encoders.t5 import T5Text
-from .errors import InputError
+from .errors import InputError, WeightsError
 from .media.audio import fit_length, to_pcm16, write_wav
 from .media.decode import DecodedVideo, decode_video
+from .media.files import whole_file
 from .media.mux import MuxResult, mux
 from .models.mmdit import MMDiT
 from .models.oobleck import AudioVAE
@@ -80,7 +82,7 @@ def _check_number(name: str, value: float, low: float, high: float, whole: bool 
     if whole and not (isinstance(value, int) and not isinstance(value, bool)):
         raise InputError(f"{name} {value!r} is not a whole number; give one from {low} to {high}")
     if not (math.isfinite(value) and low <= value <= high):
-        raise InputError(f"{name} {value!r} is out of range; give a number from {low:g} to {high:g}")
+        raise InputError(f"{name} {value!r} is out of range; give a number from {low:.10g} to {high:.10g}")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,11 @@ class Result:
         )
 
     def dump(self, path: Path | str) -> None:
-        """Write every intermediate to a safetensors file: how two versions are compared."""
+        """Write every intermediate to a safetensors file: how two versions are compared.
+
+        Raises:
+            OutputError: the file cannot be written; nothing is left behind.
+        """
         tensors = {
             "clip_frames": self.video.clip_frames,  # (V, 224, 224, 3) uint8
             "sync_frames": self.video.sync_frames,  # (S', 224, 224, 3) uint8
@@ -131,7 +137,8 @@ class Result:
             "latents": self.latents,
             "waveform": self.waveform,
         }
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, Path(path))
+        with whole_file(path) as temporary:
+            temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 @dataclass
@@ -328,6 +335,8 @@ class Pipeline:
                     f"{name} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed, "
                     "and the networks read only about the first 60 words"
                 )
+            if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise InputError(f"{name} is not valid Unicode text; give it in UTF-8")
         caption = caption.strip()
         return caption, cot.strip() or caption
 
@@ -370,6 +379,9 @@ def load(
     folder = Path(weights) if weights is not None else default_weights_dir()
     dtypes = {name: getattr(torch, dtype) for name, dtype in plan.dtypes.items()}
     keys = chosen.weights
+    absent = missing(folder, keys.values())
+    if absent:
+        raise WeightsError(describe_missing(folder, absent))
 
     metaclip = checkpoints.load_metaclip(folder, keys["metaclip"], dtypes["metaclip"])
     t5 = checkpoints.load_t5(folder, keys["t5"], dtypes["t5"])

@@ -11,7 +11,14 @@ from .errors import InputError
 NETWORKS = ("metaclip", "t5", "synchformer", "dit", "vae")
 
 TINY_MMDIT = MMDiTConfig(
-    clip_dim=64, clip_text_dim=64, sync_dim=48, text_dim=128, hidden_dim=64, depth=4, fused_depth=2, num_heads=4
+    clip_dim=64,
+    clip_text_dim=64,
+    sync_dim=48,
+    text_dim=128,
+    hidden_dim=64,
+    depth=4,
+    fused_depth=2,
+    num_heads=4,
 )
 TINY_VAE = OobleckConfig(channels=8)
 TINY_SYNCHFORMER = SynchformerConfig(embed_dim=48, depth=2, num_heads=4)
@@ -70,7 +77,13 @@ TINY = Preset(
         "dit": "tiny_dit",
         "vae": "tiny_vae",
     },
-    parameters={},
+    parameters={
+        "metaclip": 435_137,
+        "t5": 402_688,
+        "synchformer": 224_544,
+        "dit": 1_774_832,
+        "vae": 362_986,
+    },
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LIGHT, FULL, TINY)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,29 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokeniz
 
 from ..media.frames import normalize_clip
 from .pretrained import check_folder, check_vocabulary, tokenize
+
+# ViT-H/14 as published, as far as it differs from the defaults of transformers.
+PUBLISHED_CONFIG: dict[str, Any] = {
+    "model_type": "clip",
+    "projection_dim": 1024,
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "projection_dim": 1024,
+        "hidden_act": "quick_gelu",
+    },
+    "vision_config": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 32,
+        "patch_size": 14,
+        "projection_dim": 1024,
+        "hidden_act": "quick_gelu",
+    },
+}
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 

@@ -11,6 +11,7 @@ stream stays there: any parameter dtype is safe, and float32 parameters give the
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,19 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Tokenizer
 
 from .pretrained import check_folder, check_vocabulary, tokenize
+
+# T5-v1.1-XL as published, as far as it differs from the defaults of transformers.
+PUBLISHED_CONFIG: dict[str, Any] = {
+    "model_type": "t5",
+    "d_model": 2048,
+    "d_kv": 64,
+    "d_ff": 5120,
+    "num_heads": 32,
+    "num_layers": 24,
+    "feed_forward_proj": "gated-gelu",
+    "vocab_size": 32128,
+    "tie_word_embeddings": False,
+}
 
 TOKENIZER_FILES = (("tokenizer.json",), ("spiece.model",))
 

@@ -1,0 +1,237 @@
+"""Time and peak memory of every stage of a request, as a table.
+
+Networks of the published size can be filled with random values (``--weights random``), so no
+checkpoint is needed: they are built without memory and then allocated on their device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import torch
+from torch import nn
+from transformers import CLIPConfig, T5Config
+
+import thinksound
+from thinksound.checkpoints.registry import default_weights_dir
+from thinksound.encoders import metaclip, t5
+from thinksound.encoders.sync import encode_sync
+from thinksound.media.audio import fit_length, to_pcm16
+from thinksound.media.decode import decode_video
+from thinksound.media.frames import clip_pixels, sync_pixels
+from thinksound.media.mux import mux
+from thinksound.models.mmdit import MMDiT
+from thinksound.models.oobleck import AudioVAE
+from thinksound.models.synchformer import Synchformer
+from thinksound.pipeline import Options, Pipeline
+from thinksound.presets import PRESETS, Preset, get_preset
+from thinksound.rates import audio_sample_count, latent_frame_count
+from thinksound.runtime.placement import Placement, detect_machine, make_plan
+from thinksound.runtime.precision import DTYPES
+from thinksound.sampling.guidance import guided_velocity
+from thinksound.sampling.sample import draw_noise
+
+GUIDANCE_SCALE = 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--preset", choices=list(PRESETS), default="tiny", help="(default: tiny)")
+    parser.add_argument(
+        "--weights", default=None, metavar="DIR|random", help="folder of weight files, or random values"
+    )
+    parser.add_argument("--device", default="auto", help="as for `thinksound generate`")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument("--offload", action="store_true")
+    parser.add_argument(
+        "--duration", type=float, default=9.0, metavar="S", help="seconds of video (default: 9)"
+    )
+    parser.add_argument(
+        "--size", default="1280x720", help="of the video, 30 pictures a second (default: 1280x720)"
+    )
+    parser.add_argument("--steps", type=int, default=24, help="sampling steps (default: 24)")
+    parser.add_argument("--repeat", type=int, default=3, help="counted runs after a warm-up (default: 3)")
+    arguments = parser.parse_args()
+    try:
+        run(arguments)
+    except thinksound.ThinkSoundError as error:
+        sys.exit(f"bench: error: {error}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    preset = get_preset(arguments.preset)
+    start = time.perf_counter()
+    if arguments.weights == "random":
+        pipeline = random_pipeline(preset, arguments.device, arguments.dtype, arguments.offload)
+    else:
+        pipeline = thinksound.load(
+            preset.name, arguments.weights, arguments.device, arguments.dtype, arguments.offload
+        )
+    setup = time.perf_counter() - start
+    plan = pipeline.placement.plan
+    print(f"preset {preset.name}, {arguments.duration:g} s of {arguments.size}, {arguments.steps} steps")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {platform.machine()}")
+    for name, device in plan.devices.items():
+        print(f"  {name:<12} {device}, {plan.dtypes[name]}{', offloaded' if plan.offload else ''}")
+    for index, gpu in enumerate(detect_machine().gpus):
+        print(f"  cuda:{index} is {gpu.name}")
+    print(f"\n{'stage':<34} {'median s':>9} {'min':>9} {'max':>9} {'peak MiB':>9}")
+    print(f"{'set-up':<34} {setup:9.3f} {'':>9} {'':>9} {peak_mib():9,.0f}")
+    with tempfile.TemporaryDirectory() as folder:
+        bench_stages(pipeline, render(Path(folder), arguments), arguments)
+
+
+def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace) -> None:
+    def row(stage: str, work: Callable[[], object], repeat: int = arguments.repeat) -> None:
+        measure(stage, work, repeat)
+
+    place = pipeline.placement.on_device
+    decoded = decode_video(video)
+    with av.open(str(video)) as container:
+        picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    row("decode, both rates, with transforms", lambda: decode_video(video))
+    row("  one picture for MetaCLIP", lambda: clip_pixels(picture))
+    row("  one picture for Synchformer", lambda: sync_pixels(picture))
+    with place("metaclip"):
+        row("MetaCLIP pictures", lambda: pipeline.metaclip.encode_frames(decoded.clip_frames))
+        row("MetaCLIP caption", lambda: pipeline.metaclip.encode_text("a dog barking"))
+    with place("t5"):
+        row("T5 chain of thought", lambda: pipeline.t5.encode("a dog barks twice, then silence"))
+    with place("synchformer"):
+        row("Synchformer", lambda: encode_sync(pipeline.synchformer, decoded.sync_frames))
+    features = pipeline.encode(decoded.clip_frames, decoded.sync_frames, "a dog", "a dog barks")
+    row(
+        "all encoders",
+        lambda: pipeline.encode(decoded.clip_frames, decoded.sync_frames, "a dog", "a dog barks"),
+    )
+
+    options = Options(arguments.steps, GUIDANCE_SCALE)
+    length = latent_frame_count(decoded.duration_s)
+    with place("dit"), torch.inference_mode():
+        device = pipeline.mmdit.sync_pos_emb.device
+        given = tuple(
+            part[None].to(device)
+            for part in (
+                features.clip_features,
+                features.sync_features,
+                features.text_features,
+                features.t5_features,
+            )
+        )
+        noise = draw_noise(0, pipeline.preset.mmdit.latent_dim, length).to(device)
+        row("condition projection", lambda: guided_velocity(pipeline.mmdit, given, length, GUIDANCE_SCALE))
+        velocity = guided_velocity(pipeline.mmdit, given, length, GUIDANCE_SCALE)
+        row("one transformer step, guidance 5", lambda: velocity(noise, 0.5))
+    row(
+        f"sampling, {arguments.steps} steps",
+        lambda: pipeline.sample(features, decoded.duration_s, options, 0),
+    )
+    _, latents = pipeline.sample(features, decoded.duration_s, Options(1, GUIDANCE_SCALE), 0)
+    row("VAE decode", lambda: pipeline.decode_audio(latents))
+    pcm = fit_length(to_pcm16(pipeline.decode_audio(latents)), audio_sample_count(decoded.duration_s))
+    output = video.with_name("out.mp4")
+    row("mux", lambda: mux(decoded, pcm, 44_100, output, metadata={}))
+    row("whole request", lambda: pipeline(video, "a dog", "a dog barks", options).save(output))
+
+
+def measure(stage: str, work: Callable[[], object], repeat: int) -> None:
+    """Run once uncounted, then ``repeat`` times; print one row."""
+    gpus = range(torch.cuda.device_count())
+
+    def wait() -> None:
+        for index in gpus:
+            torch.cuda.synchronize(index)
+
+    work()
+    for index in gpus:
+        torch.cuda.reset_peak_memory_stats(index)
+    seconds = []
+    for _ in range(repeat):
+        wait()
+        start = time.perf_counter()
+        work()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    middle, low, high = statistics.median(seconds), min(seconds), max(seconds)
+    print(f"{stage:<34} {middle:9.3f} {low:9.3f} {high:9.3f} {peak_mib():9,.0f}", flush=True)
+
+
+def peak_mib() -> float:
+    """On GPUs what their tensors took since the last reset, together; else the process's peak so far."""
+    if torch.cuda.is_available():
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> Pipeline:
+    """The preset's networks at their real size, allocated in place and filled with small random values."""
+    plan = make_plan(detect_machine(), preset.parameters, device, dtype, offload)
+
+    def fill(network: nn.Module, name: str) -> None:
+        where = "cpu" if plan.offload else plan.devices[name]
+        network.to(getattr(torch, plan.dtypes[name]))
+        for module in network.modules():
+            for table in (module._parameters, module._buffers):
+                for key, tensor in table.items():
+                    if tensor is not None and tensor.is_meta:
+                        values = torch.empty_like(tensor, device=where).normal_(std=0.02)
+                        table[key] = nn.Parameter(values, requires_grad=False)
+        network.to(where).train(False)
+
+    tokenizers = default_weights_dir() / "tiny"  # their token numbers exist in the large vocabularies too
+    with torch.device("meta"):
+        mmdit, vae = MMDiT(preset.mmdit), AudioVAE(preset.vae)
+        synchformer = Synchformer(preset.synchformer)
+    clip = metaclip.MetaCLIP(
+        metaclip.build_network(CLIPConfig(**metaclip.PUBLISHED_CONFIG, attn_implementation="sdpa")),
+        metaclip.build_metaclip(tokenizers / "metaclip").tokenizer,
+    )
+    text = t5.T5Text(
+        t5.build_network(T5Config(**t5.PUBLISHED_CONFIG, attn_implementation="eager")),
+        t5.build_t5(tokenizers / "t5").tokenizer,
+    )
+    modules = {
+        "metaclip": clip.model,
+        "t5": text.model,
+        "synchformer": synchformer,
+        "dit": mmdit,
+        "vae": vae.decoder,
+    }
+    for name, module in modules.items():
+        fill(module, name)
+    return Pipeline(preset, clip, text, synchformer, mmdit, vae, Placement(plan, modules))
+
+
+def render(folder: Path, arguments: argparse.Namespace) -> Path:
+    """A test pattern as H.264."""
+    path = folder / "pattern.mp4"
+    graph = av.filter.Graph()
+    pattern = f"size={arguments.size}:rate=30:duration={arguments.duration}"
+    source, sink = graph.add("testsrc2", pattern), graph.add("buffersink")
+    source.link_to(sink)
+    graph.configure()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast"})
+        stream.width, stream.height = (int(side) for side in arguments.size.split("x"))
+        stream.pix_fmt = "yuv420p"
+        while True:
+            try:
+                frame = graph.pull()
+            except (av.error.EOFError, av.error.BlockingIOError):
+                break
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+if __name__ == "__main__":
+    main()

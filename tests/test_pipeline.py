@@ -1,0 +1,203 @@
+"""The Python interface on the tiny networks, and the README's example."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+import thinksound
+from thinksound.media.decode import decode_video
+from thinksound.pipeline import MAX_SEED, Options
+from thinksound.presets import PRESETS, TINY
+from thinksound.rates import audio_sample_count, latent_frame_count
+
+ROOT = Path(__file__).parent.parent
+FAST = Options(num_inference_steps=2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return thinksound.load("tiny", device="cpu")
+
+
+def test_a_request_equals_its_stages(pipeline, clips):
+    result = pipeline(clips / "cfr25_1p0s.mp4", "rain", "rain on a roof", FAST)
+    decoded = pipeline.decode(clips / "cfr25_1p0s.mp4")
+    features = pipeline.encode(decoded.clip_frames, decoded.sync_frames, "rain", "rain on a roof")
+    noise, latents = pipeline.sample(features, decoded.duration_s, FAST, seed=3)
+    waveform = pipeline.decode_audio(latents)
+    for name in ("clip_features", "sync_features", "text_features", "t5_features"):
+        assert torch.equal(getattr(result.features, name), getattr(features, name))
+    assert torch.equal(result.noise, noise)
+    assert torch.equal(result.latents, latents)
+    assert torch.equal(result.waveform, waveform)
+    assert result.pcm.shape == (2, 44_100)
+    assert set(result.timings) == {"decode", "encode", "sample", "vae"}
+
+
+def test_each_condition_changes_the_sound(pipeline, clips):
+    def latents(video="cfr25_1p0s.mp4", caption="rain", cot="rain on a roof", **options):
+        return pipeline(clips / video, caption, cot, Options(2, **{"seed": 3, **options})).latents
+
+    reference = latents()
+    assert torch.equal(reference, latents())
+    for change in (
+        {"video": "gray_25_1p0s.mp4"},
+        {"caption": "a dog"},
+        {"cot": "a dog barks"},
+        {"guidance_scale": 2.0},
+        {"seed": 4},
+    ):
+        assert not torch.allclose(reference, latents(**change), atol=1e-3), change
+
+
+def test_an_empty_chain_of_thought_is_the_caption(pipeline, clips):
+    given = pipeline(clips / "cfr25_1p0s.mp4", "rain", "rain", FAST)
+    left_out = pipeline(clips / "cfr25_1p0s.mp4", " rain ", "", FAST)
+    assert torch.equal(given.latents, left_out.latents)
+
+
+def test_guidance_of_one_is_the_conditional_half(pipeline, clips):
+    from thinksound.sampling.guidance import guided_velocity
+
+    result = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST)
+    given = tuple(
+        part[None]
+        for part in (
+            result.features.clip_features,
+            result.features.sync_features,
+            result.features.text_features,
+            result.features.t5_features,
+        )
+    )
+    noise = result.noise[None]
+    with torch.inference_mode():
+        at = {
+            scale: guided_velocity(pipeline.mmdit, given, noise.shape[-1], scale)(noise, 0.5)
+            for scale in (1.0, 2.0, 3.0)
+        }
+    assert torch.allclose(at[3.0] - at[2.0], at[2.0] - at[1.0], atol=1e-4)
+
+
+def test_a_seed_is_drawn_where_none_is_given(pipeline, clips):
+    seeds = {pipeline(clips / "cfr25_1p0s.mp4", options=Options(1)).seed for _ in range(3)}
+    assert len(seeds) == 3 and all(0 <= seed <= MAX_SEED for seed in seeds)
+
+
+@pytest.mark.parametrize("name", ["cfr30_0p3s.mp4", "cfr30_3p2s.mp4", "vfr_mp4.mp4", "start1p4_25_1p0s.ts"])
+def test_the_sound_is_as_long_as_the_picture_to_the_sample(pipeline, clips, tmp_path, name):
+    result = pipeline(clips / name, options=FAST)
+    result.save(tmp_path / "out.wav")
+    duration = decode_video(clips / name).duration_s
+    assert soundfile.info(tmp_path / "out.wav").frames == audio_sample_count(duration)
+    assert result.latents.shape == (64, latent_frame_count(duration))
+
+
+def test_two_requests_share_nothing(pipeline, clips):
+    first = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST)
+    pipeline(clips / "cfr30_3p2s.mp4", "a dog", "", Options(3, 7.0, 9))
+    again = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST)
+    assert torch.equal(first.waveform, again.waveform)
+
+
+def test_progress_reaches_the_end_of_every_stage(pipeline, clips):
+    seen: dict[str, list[tuple[int, int]]] = {}
+    pipeline(
+        clips / "cfr25_1p0s.mp4",
+        options=FAST,
+        progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
+    )
+    assert set(seen) == {"decode", "metaclip", "synchformer", "sample"}
+    for stage, steps in seen.items():
+        assert steps[-1][0] == steps[-1][1], stage
+        assert steps == sorted(steps), stage
+    assert [done for done, _ in seen["sample"]] == [1, 2]
+
+
+BAD_OPTIONS = [
+    {"num_inference_steps": 0},
+    {"num_inference_steps": 101},
+    {"num_inference_steps": 2.5},
+    {"num_inference_steps": True},
+    {"guidance_scale": 0.5},
+    {"guidance_scale": float("nan")},
+    {"guidance_scale": float("inf")},
+    {"seed": -1},
+    {"seed": 2**32},
+    {"duration_s": 0.05},
+    {"duration_s": float("nan")},
+    {"duration_s": 1e9},
+]
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(thinksound.InputError, match=r"give (one|a number) from"):
+        Options(**options)
+
+
+def test_unknown_presets_are_refused():
+    with pytest.raises(thinksound.InputError, match="thinksound-light, thinksound, tiny"):
+        thinksound.load("huge")
+
+
+def test_number_formats_that_overflow_say_so(pipeline, clips):
+    result = pipeline(clips / "cfr25_1p0s.mp4", options=FAST)
+    from thinksound.media.audio import to_pcm16
+
+    with pytest.raises(thinksound.ThinkSoundError, match="float32"):
+        to_pcm16(result.waveform * float("inf"))
+
+
+def test_the_tables_of_parameters_are_those_of_the_networks(pipeline):
+    networks = {
+        "metaclip": pipeline.metaclip.model,
+        "t5": pipeline.t5.model,
+        "synchformer": pipeline.synchformer,
+        "dit": pipeline.mmdit,
+        "vae": pipeline.vae.decoder,
+    }
+    counted = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    assert counted == TINY.parameters
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
+def test_the_tables_of_parameters_of_our_own_networks(preset):
+    from thinksound.models.mmdit import MMDiT
+    from thinksound.models.oobleck import AudioVAE
+    from thinksound.models.synchformer import Synchformer
+
+    with torch.device("meta"):
+        networks = {
+            "dit": MMDiT(preset.mmdit),
+            "vae": AudioVAE(preset.vae).decoder,
+            "synchformer": Synchformer(preset.synchformer),
+        }
+    for name, network in networks.items():
+        assert sum(p.numel() for p in network.parameters()) == preset.parameters[name], name
+
+
+def test_bfloat16_stays_close(clips):
+    exact = thinksound.load("tiny", device="cpu")(clips / "cfr25_1p0s.mp4", "rain", "", Options(24, 5.0, 3))
+    rounded = thinksound.load("tiny", device="cpu", dtype="bfloat16")(
+        clips / "cfr25_1p0s.mp4", "rain", "", Options(24, 5.0, 3)
+    )
+    error = (rounded.latents - exact.latents).norm() / exact.latents.norm()
+    assert 0 < error < 0.06
+
+
+def test_the_python_example_of_the_readme_runs(clips, tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"```python\n(import thinksound\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "my_clip.mp4").write_bytes((clips / "cfr25_1p0s.mp4").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "my_clip.mp4",
+        "my_clip.wav",
+        "my_clip_sound.mp4",
+    ]
+    assert "44100 7 {'decode'" in capsys.readouterr().out

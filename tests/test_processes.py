@@ -1,0 +1,224 @@
+"""The command line as a person meets it: real processes on real clips, the output opened again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import load_file
+
+from thinksound.cli import main
+from thinksound.rates import audio_sample_count
+
+ROOT = Path(__file__).parent.parent
+FAST = ("--preset", "tiny", "--steps", "2", "--device", "cpu")
+
+
+def thinksound(*arguments: object, cwd: Path, check: bool = True, **environment: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "thinksound", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def streams(path: Path) -> dict[str, tuple[str, float, int]]:
+    """Kind -> codec, duration in seconds, packets."""
+    with av.open(str(path)) as container:
+        found = {}
+        for stream in container.streams:
+            packets = [p for p in container.demux(stream) if p.size]
+            found[stream.type] = (
+                stream.codec_context.name,
+                float(stream.duration * stream.time_base),
+                len(packets),
+            )
+            container.seek(0)
+        return found
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory, clips):
+    """One request with everything written."""
+    folder = tmp_path_factory.mktemp("generated")
+    done = thinksound(
+        "generate", clips / "cfr30_3p2s.mp4", "-o", "out.mp4", "--audio", "out.wav",
+        "--dump", "out.safetensors", "--caption", "a ball", "--cot", "a ball bounces twice",
+        "--seed", "0", *FAST, cwd=folder,
+    )  # fmt: skip
+    return folder, done
+
+
+def test_the_output_is_the_video_with_sound_of_equal_length(generated):
+    folder, done = generated
+    found = streams(folder / "out.mp4")
+    assert found["video"] == ("h264", pytest.approx(3.2, abs=1e-3), 96)
+    assert found["audio"][0] == "aac"
+    assert found["audio"][1] == pytest.approx(3.2, abs=0.03)
+    samples, rate = soundfile.read(folder / "out.wav", dtype="int16")
+    assert rate == 44_100 and samples.shape == (audio_sample_count(3.2), 2)
+    assert np.abs(samples.astype(int)).max() == 32767
+    assert done.stdout.splitlines() == ["out.mp4", "out.wav", "out.safetensors"]
+
+
+def test_seed_texts_and_preset_are_in_the_file_and_on_the_screen(generated):
+    folder, done = generated
+    assert "Seed 0" in done.stderr
+    with av.open(str(folder / "out.mp4")) as container:
+        metadata = {key.lower(): value for key, value in container.metadata.items()}
+    wanted = {"seed": "0", "caption": "a ball", "cot": "a ball bounces twice", "preset": "tiny"}
+    assert {key: metadata.get(key) for key in wanted} == wanted
+
+
+def test_the_dump_holds_every_intermediate(generated):
+    folder, _ = generated
+    dump = load_file(folder / "out.safetensors")
+    shapes = {name: (str(array.dtype), array.shape) for name, array in dump.items()}
+    assert shapes == {
+        "clip_frames": ("uint8", (25, 224, 224, 3)),
+        "sync_frames": ("uint8", (80, 224, 224, 3)),
+        "clip_features": ("float32", (25, 64)),
+        "sync_features": ("float32", (72, 48)),
+        "text_features": ("float32", (77, 64)),
+        "t5_features": ("float32", (77, 128)),
+        "noise": ("float32", (64, 69)),
+        "latents": ("float32", (64, 69)),
+        "waveform": ("float32", (2, 69 * 2048)),
+    }
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_another_sound(
+    generated, clips, monkeypatch, capsys
+):
+    folder, _ = generated
+    monkeypatch.chdir(folder)
+    texts = ["--caption", "a ball", "--cot", "a ball bounces twice"]
+    request = ["generate", str(clips / "cfr30_3p2s.mp4"), *texts, "-q", *FAST]
+    assert main([*request, "--seed", "0", "-o", "again.mp4"]) == 0
+    assert main([*request, "--seed", "1", "-o", "other.mp4"]) == 0
+    assert capsys.readouterr().err == ""
+    first = (folder / "out.mp4").read_bytes()
+    assert (folder / "again.mp4").read_bytes() == first
+    assert (folder / "other.mp4").read_bytes() != first
+
+
+def test_the_first_seconds_only(clips, tmp_path):
+    request = ("generate", clips / "cfr25_10p04s.mp4", "--duration", "1", "--audio", "a.wav", *FAST)
+    thinksound(*request, cwd=tmp_path)
+    found = streams(tmp_path / "cfr25_10p04s_sound.mp4")
+    assert found["video"][1] == pytest.approx(1.0, abs=1e-3)
+    assert soundfile.info(tmp_path / "a.wav").frames == 44_100
+
+
+def test_names_with_spaces_quotes_and_dashes(clips, tmp_path):
+    name = "-my 'odd' \"clip\" é.mp4"
+    (tmp_path / name).write_bytes((clips / "cfr25_1p0s.mp4").read_bytes())
+    thinksound("generate", *FAST, "-o", "-out put.mp4".replace("-", "./-", 1), "--", name, cwd=tmp_path)
+    assert streams(tmp_path / "-out put.mp4")["audio"][0] == "aac"
+
+
+VIDEO = "cfr25_1p0s.mp4"
+BAD_REQUESTS = {
+    "missing file": (("nothing.mp4",), "nothing.mp4: no such file"),
+    "directory": ((".",), "directory"),
+    "not a number": ((VIDEO, "--cfg-scale", "nan"), "guidance_scale nan is out of range"),
+    "guidance too large": ((VIDEO, "--cfg-scale", "21"), "from 1 to 20"),
+    "no steps": ((VIDEO, "--steps", "0"), "num_inference_steps 0 is out of range"),
+    "negative seed": ((VIDEO, "--seed", "-1"), "seed -1 is out of range; give a number from 0 to 4294967295"),
+    "no duration": ((VIDEO, "--duration", "0"), "duration 0.0 is out of range"),
+    "endless caption": (
+        (VIDEO, "--caption", "a" * 100_000),
+        "caption has 100,000 characters; at most 10,000",
+    ),
+    "no folder": ((VIDEO, "-o", "nowhere/out.mp4"), "the folder nowhere does not exist"),
+    "other ending": ((VIDEO, "-o", "out.avi"), "use .mp4"),
+    "its own input": ((VIDEO, "-o", VIDEO), "this would replace an input"),
+    "no weights": ((VIDEO, "--preset", "thinksound-light", "--weights", "."), "thinksound_light.ckpt"),
+    "no GPU": ((VIDEO, "--device", "cuda:7"), "cuda:7 is not there"),
+    "unknown device": ((VIDEO, "--device", "tpu"), "give auto, cpu, cuda"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_a_bad_request_gives_one_message_and_no_file(
+    arguments, message, clips, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / VIDEO).write_bytes((clips / VIDEO).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--preset", "tiny", *arguments]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Loading")]
+    assert errors[0].startswith("thinksound: error: ")
+    assert message in "\n".join(errors)
+    assert [path.name for path in tmp_path.iterdir()] == [VIDEO]
+
+
+def test_a_bad_request_ends_a_process_without_a_traceback(tmp_path):
+    done = thinksound("generate", "nothing.mp4", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "thinksound: error: nothing.mp4: no such file; check the name and the folder\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", "many"), "invalid int value: 'many'"),
+        (("--duration", "long"), "'long' is not a number"),
+        (("--preset", "huge"), "invalid choice: 'huge'"),
+    ],
+)
+def test_arguments_that_cannot_be_read(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["generate", "x.mp4", *arguments])
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_answers_at_once(tmp_path):
+    start = time.perf_counter()
+    done = thinksound("--help", cwd=tmp_path)
+    assert "generate" in done.stdout
+    assert time.perf_counter() - start < 0.5
+
+
+def test_info_about_a_video(clips, capsys):
+    assert main(["info", str(clips / "rotated90_30_1p0s.mp4")]) == 0
+    text = capsys.readouterr().out
+    assert "turned by" in text and "1.000 s of presented pictures" in text and "8 at 8 fps" in text
+
+
+def test_info_about_the_installation(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "thinksound-light" in text and "torch 2." in text and "mmdit.safetensors" in text
+
+
+def test_where_the_weights_belong(tmp_path, capsys):
+    assert main(["weights", "path", "--weights", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert f"missing  {tmp_path}/t5-v1_1-xl" in text
+    assert text.count("missing") == 5
+
+
+def test_an_interrupt_leaves_nothing_behind(clips, tmp_path):
+    command = ["generate", clips / "cfr30_10p0s.mp4", "--preset", "tiny", "--steps", "100"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "thinksound", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr and process.stderr.readline() == "Loading tiny\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "nothing was written" in errors
+    assert list(tmp_path.iterdir()) == []
