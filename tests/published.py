@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import functools
 import json
+import os
 import shutil
 import sys
+import tempfile
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,11 +22,15 @@ from reference import SMALL_MMDIT, SMALL_SYNCHFORMER, SMALL_VAE
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from thinksound.checkpoints.load import load_metaclip, load_mmdit, load_synchformer, load_t5, load_vae
+from thinksound.checkpoints.registry import weight_file
 from thinksound.models.mmdit import MMDiT
 from thinksound.models.oobleck import AudioVAE
 from thinksound.models.synchformer import Synchformer
 
 TEXT = Path(__file__).parent / "parity" / "features" / "text"
+
+KEYS = ("thinksound_light", "thinksound", "vae", "synchformer", "metaclip", "t5")
 
 Layout = Literal["model.safetensors", "sharded safetensors", "pytorch_model.bin", "legacy bin", "sharded bin"]
 
@@ -98,9 +106,12 @@ def save(content: object, path: Path) -> None:
     sys.modules.pop("trainer_of_long_ago", None)
 
 
-def write_all(weights: Path) -> None:
-    """Every published file."""
-    weights.mkdir(exist_ok=True)
+@functools.cache
+def originals() -> Path:
+    """A folder with every published file, written once; not to be changed."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    weights = Path(folder.name)
     save(mmdit_tensors(), weights / "thinksound_light.ckpt")
     save(trainer_checkpoint(mmdit_tensors(), "diffusion."), weights / "thinksound.ckpt")
     discriminator = {
@@ -112,6 +123,61 @@ def write_all(weights: Path) -> None:
     save(synchformer_tensors(), weights / "synchformer_state_dict.pth")
     write_folder(weights / "metaclip-h14-fullcc2.5b", "clip_tiny", metaclip_tensors(), "model.safetensors")
     write_folder(weights / "t5-v1_1-xl", "t5_tiny", t5_tensors(), "pytorch_model.bin")
+    return weights
+
+
+def copies(folder: Path, *keys: str) -> Path:
+    """A weights folder below ``folder`` with copies of the published files of ``keys``."""
+    weights = folder / "weights"
+    weights.mkdir(exist_ok=True)
+    for key in keys:
+        source = originals() / weight_file(key).path
+        copy = shutil.copytree if source.is_dir() else shutil.copyfile
+        copy(source, weights / source.name)
+    return weights
+
+
+def load_network(weights: Path, key: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The network of any published key."""
+    if key == "vae":
+        return load_vae(weights, key, SMALL_VAE, dtype)
+    if key == "synchformer":
+        return load_synchformer(weights, key, SMALL_SYNCHFORMER, dtype)
+    if key == "metaclip":
+        return load_metaclip(weights, key, dtype).model
+    if key == "t5":
+        return load_t5(weights, key, dtype).model
+    return load_mmdit(weights, key, SMALL_MMDIT, dtype)
+
+
+def tensors_of(key: str) -> dict[str, Tensor]:
+    """What the network of ``key`` should hold, by its own names."""
+    if key == "vae":
+        return {n.removeprefix("autoencoder."): t for n, t in vae_tensors().items()}
+    if key == "synchformer":
+        return {n: t for n, t in synchformer_tensors().items() if n.startswith("vfeat_extractor.")}
+    if key == "metaclip":
+        return metaclip_tensors()
+    if key == "t5":
+        return {n: t for n, t in t5_tensors().items() if not n.startswith(("decoder.", "lm_head."))}
+    prefix = "model.model."
+    inner = {n.removeprefix(prefix): t for n, t in mmdit_tensors().items() if n.startswith(prefix)}
+    return {n: t for n, t in inner.items() if n not in ("t_embed.freqs", "latent_rot", "clip_rot")}
+
+
+def assert_holds(network: nn.Module, wanted: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
+    """The network holds exactly these values, bit for bit once they are cast."""
+    held = network.state_dict()
+    assert set(held) == set(wanted)
+    for name, tensor in wanted.items():
+        assert held[name].dtype == dtype
+        assert torch.equal(held[name], tensor.to(dtype)), name
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Write and make sure that the times differ, whatever the clock's grain is."""
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
 
 
 def write_folder(folder: Path, description: str, tensors: dict[str, Tensor], layout: Layout) -> None:

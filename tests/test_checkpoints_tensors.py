@@ -66,6 +66,17 @@ def test_every_kind_of_tensor_is_read_bit_for_bit(tmp_path: Path, zipped: bool) 
     assert list(found) == list(wanted)
     for name in wanted:
         assert_same(found[name], wanted[name].detach())
+        assert found[name].data_ptr() % wanted[name].element_size() == 0, "kernels may assume alignment"
+
+
+@FORMATS
+def test_the_state_dict_of_a_module_is_read_without_its_version_notes(tmp_path: Path, zipped: bool) -> None:
+    wanted = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3)).state_dict()
+    assert wanted._metadata
+    torch.save(wanted, tmp_path / "weights.pt", _use_new_zipfile_serialization=zipped)
+    found = open_tensors(tmp_path / "weights.pt")
+    assert list(found) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_number_formats_that_have_no_storage_class_are_read_too(tmp_path: Path) -> None:
@@ -416,6 +427,12 @@ def test_a_view_made_by_hand_reads_as_meant(tmp_path: Path) -> None:
     """The control of the next test."""
     with_pickle(tmp_path / "weights.pt", view(1, "I2\nI3\n", "I3\nI1\n"), zipped=True)
     assert open_tensors(tmp_path / "weights.pt")["a"].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_a_view_cannot_be_changed_once_it_was_checked(tmp_path: Path) -> None:
+    moved = view(0, "I2\n", "I1\n").removesuffix(b"s.") + b"}S'offset'\nI100\nsbs."
+    with_pickle(tmp_path / "weights.pt", moved, zipped=True)
+    assert open_tensors(tmp_path / "weights.pt")["a"].tolist() == [0, 1]
 
 
 @FORMATS

@@ -215,9 +215,6 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path, dtype:
     for name, origin in supplied.items():
         cast[name] = cast[origin] if origin in cast else tensors[origin].to(dtype)
     network.load_state_dict(cast, strict=True, assign=True)
-    for name, (first, *_) in groups.items():  # assignment has untied what was tied
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, network.get_parameter(first))
 
 
 def _load(network: Network, weights_dir: Path, key: str, path: Path, dtype: torch.dtype) -> Network:
