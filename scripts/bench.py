@@ -206,9 +206,11 @@ def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> P
         "dit": mmdit,
         "vae": vae.decoder,
     }
+    placement = Placement(plan)
     for name, module in modules.items():
         fill(module, name)
-    return Pipeline(preset, clip, text, synchformer, mmdit, vae, Placement(plan, modules))
+        placement.place(name, module)
+    return Pipeline(preset, clip, text, synchformer, mmdit, vae, placement)
 
 
 def render(folder: Path, arguments: argparse.Namespace) -> Path:

@@ -95,7 +95,8 @@ def test_offloaded_weights_go_home_after_each_visit():
     network = torch.nn.Linear(3, 2)
     weight, before = network.weight, network.weight.clone()
     made = Plan(dict.fromkeys(NETWORKS, "meta"), dict.fromkeys(NETWORKS, "float32"), offload=True)
-    placement = Placement(made, {"dit": network})
+    placement = Placement(made)
+    placement.place("dit", network)
     assert network.weight.device.type == "cpu"
     with placement.on_device("dit"):
         assert network.weight.device.type == "meta"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 STAGES = {
+    "load": "Networks",
     "decode": "Reading the video",
     "metaclip": "MetaCLIP",
     "synchformer": "Synchformer",
@@ -247,9 +248,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
     say = _silent if arguments.quiet else _say
     say(f"Loading {arguments.preset}")
-    pipeline = load(arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload)
     bars = _Bars(arguments.quiet)
     try:
+        pipeline = load(
+            arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
+        )
         result = pipeline(video, arguments.caption, arguments.cot, options, bars)
     finally:
         bars.close()

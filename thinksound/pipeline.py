@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import __version__
 from .checkpoints import load as checkpoints
@@ -37,7 +37,7 @@ from .media.mux import MuxResult, mux
 from .models.mmdit import MMDiT
 from .models.oobleck import AudioVAE
 from .models.synchformer import Synchformer
-from .presets import DEFAULT_PRESET, Preset, get_preset
+from .presets import DEFAULT_PRESET, NETWORKS, Preset, get_preset
 from .rates import (
     MAX_DURATION_S,
     MIN_DURATION_S,
@@ -46,7 +46,7 @@ from .rates import (
     audio_sample_count,
     latent_frame_count,
 )
-from .runtime.placement import Machine, Placement, detect_machine, make_plan, memory_errors
+from .runtime.placement import Placement, detect_machine, make_plan, memory_errors
 from .sampling.sample import draw_noise, sample_latents
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class Pipeline:
             latents=latents,
             timings=clock.timings,
             metadata=self._metadata(caption, cot, seed, options),
-            notes=(*self.placement.plan.notes, *decoded.notes),
+            notes=decoded.notes,
         )
 
     def decode(
@@ -358,7 +358,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     offload: bool = False,
-    machine: Machine | None = None,
+    progress: Progress | None = None,
 ) -> Pipeline:
     """Load a preset's networks onto this machine's devices.
 
@@ -368,14 +368,14 @@ def load(
         device: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N".
         dtype: "auto", "float32", "bfloat16" or "float16".
         offload: keep weights in main memory, one network at a time on the GPU.
-        machine: the GPUs to plan for; None looks.
+        progress: called as ``progress("load", done, total)`` after each network.
 
     Raises:
         WeightsError: files are missing, damaged or of another network.
         PlacementError: a device is missing or too small.
     """
     chosen = get_preset(preset)
-    plan = make_plan(machine or detect_machine(), chosen.parameters, device, dtype, offload)
+    plan = make_plan(detect_machine(), chosen.parameters, device, dtype, offload)
     folder = Path(weights) if weights is not None else default_weights_dir()
     dtypes = {name: getattr(torch, dtype) for name, dtype in plan.dtypes.items()}
     keys = chosen.weights
@@ -383,23 +383,27 @@ def load(
     if absent:
         raise WeightsError(describe_missing(folder, absent))
 
-    metaclip = checkpoints.load_metaclip(folder, keys["metaclip"], dtypes["metaclip"])
-    t5 = checkpoints.load_t5(folder, keys["t5"], dtypes["t5"])
-    synchformer = checkpoints.load_synchformer(
-        folder, keys["synchformer"], chosen.synchformer, dtypes["synchformer"]
-    )
-    mmdit = checkpoints.load_mmdit(folder, keys["dit"], chosen.mmdit, dtypes["dit"])
-    vae = checkpoints.load_vae(folder, keys["vae"], chosen.vae, dtypes["vae"])
-    placement = Placement(
-        plan,
-        {
-            "metaclip": metaclip.model,
-            "t5": t5.model,
-            "synchformer": synchformer,
-            "dit": mmdit,
-            "vae": vae.decoder,  # generation never encodes sound: the encoder's file pages stay untouched
-        },
-    )
+    placement = Placement(plan)
+
+    def place(name: str, module: nn.Module) -> None:
+        # At once, so that main memory holds one network on its way to a GPU, not five.
+        placement.place(name, module)
+        if progress:
+            progress("load", NETWORKS.index(name) + 1, len(NETWORKS))
+
+    with memory_errors():
+        metaclip = checkpoints.load_metaclip(folder, keys["metaclip"], dtypes["metaclip"])
+        place("metaclip", metaclip.model)
+        t5 = checkpoints.load_t5(folder, keys["t5"], dtypes["t5"])
+        place("t5", t5.model)
+        synchformer = checkpoints.load_synchformer(
+            folder, keys["synchformer"], chosen.synchformer, dtypes["synchformer"]
+        )
+        place("synchformer", synchformer)
+        mmdit = checkpoints.load_mmdit(folder, keys["dit"], chosen.mmdit, dtypes["dit"])
+        place("dit", mmdit)
+        vae = checkpoints.load_vae(folder, keys["vae"], chosen.vae, dtypes["vae"])
+        place("vae", vae.decoder)  # generation never encodes sound: the encoder's file pages stay untouched
     for note in plan.notes:
         logger.warning(note)
     return Pipeline(chosen, metaclip, t5, synchformer, mmdit, vae, placement)

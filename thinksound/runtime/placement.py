@@ -141,13 +141,15 @@ def _gib(size: int) -> str:
 class Placement:
     """Ready networks, moved as the plan says; weights are only read from here on."""
 
-    def __init__(self, plan: Plan, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._modules = modules
-        if not plan.offload:
-            with memory_errors():
-                for name, module in modules.items():
-                    module.to(plan.devices[name])
+        self._modules: dict[str, nn.Module] = {}
+
+    def place(self, name: str, module: nn.Module) -> None:
+        """Take charge of a ready network and bring it to its device, unless it is offloaded."""
+        self._modules[name] = module
+        if not self.plan.offload:
+            module.to(self.plan.devices[name])
 
     @contextmanager
     def on_device(self, name: str) -> Iterator[None]:
