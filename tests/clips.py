@@ -48,12 +48,14 @@ def render(
     container_options: dict[str, str] | None = None,
     rotation: int = 0,
     sound_s: float = 0.0,
+    stay_s: float = 0.0,
     draw: Callable[[int, int, int], np.ndarray] = numbered,
     **stream_attributes: Any,
 ) -> Path:
     """Write a clip of numbered pictures (width, height), with a tone where ``sound_s`` is given.
 
     ``times`` are the presentation times in seconds; by default, one picture every 1 / ``rate``.
+    The last picture stays for ``stay_s``, by default as long as the others.
     """
     fast = {"preset": "ultrafast", "crf": "30"} if codec == "libx264" else {}
     with av.open(path, "w", format=container_format, container_options=container_options) as output:
@@ -67,6 +69,7 @@ def render(
         if rotation:
             stream.set_display_rotation(rotation)
         tone = output.add_stream("aac", rate=44_100) if sound_s else None
+        packets: list[av.Packet[Any]] = []
         for index in range(frames if times is None else len(times)):
             frame = av.VideoFrame.from_ndarray(draw(index, *size), format="rgb24").reformat(
                 format=pixel_format
@@ -75,8 +78,12 @@ def render(
                 frame.pts, frame.time_base = round(times[index] * 1000), MILLISECOND
             else:
                 frame.pts, frame.time_base = index, 1 / Fraction(rate)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+            last = frame.pts * frame.time_base
+            packets += stream.encode(frame)
+        for packet in packets + stream.encode(None):
+            if stay_s and packet.pts * packet.time_base == last:
+                packet.duration = round(Fraction(stay_s) / packet.time_base)
+            output.mux(packet)
         if tone is not None:
             wave = np.sin(np.arange(round(44_100 * sound_s)) * 0.0627).astype(np.float32) * 0.3
             sound = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")

@@ -50,11 +50,15 @@ from ..rates import (
     clip_frame_count,
     sync_frame_count,
 )
+from .editlist import edit_list_end
 from .frames import IMAGE_SIZE, clip_pixels, sync_pixels
 from .probe import VideoInfo, frame_rotation, open_video, probe
 from .timeline import PresentedFrames, TimedFrame, Timeline
 
-_GROWTH = 256  # pictures (38 MB) by which a list's memory grows
+_GROWTH = 32  # pictures (5 MB) by which a list's memory grows
+
+_ROUNDING = Fraction(2, 1000)  # s
+_MISSING = Fraction(1, 2)  # s; less is no reason for a note
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,15 @@ class _Decoder:
     ) -> None:
         self._info = info
         self._source = PresentedFrames(container, stream)
-        self._duration_s = duration_s
+        # A float's own fraction would let 0.1 s reach past a picture at 1/10.
+        self._cut = None if duration_s is None else Fraction(duration_s).limit_denominator(1_000_000)
         self._limit_s = duration_s if duration_s is not None else MAX_DURATION_S
         self._clip = _Ticks(CLIP_FPS, clip_frame_count(self._limit_s), lambda picture: picture.clip)
         self._sync = _Ticks(SYNC_FPS, sync_frame_count(self._limit_s), lambda picture: picture.sync)
         self._to_rgb = _ToRGB()
+        self._edit_list_end: Fraction | None = None
+        if container.format.name.startswith("mov"):
+            self._edit_list_end = edit_list_end(info.path, stream.id)
 
     def run(self, progress: Callable[[float], None]) -> DecodedVideo:
         times: list[Fraction] = []
@@ -156,13 +164,13 @@ class _Decoder:
         expected_s = min(self._limit_s, self._info.container_duration_s or self._limit_s)
         seen_all = True
         for timed in self._source:
-            elapsed_s = timed.time - (times[0] if times else timed.time)
-            if self._duration_s is None and elapsed_s > MAX_DURATION_S:
+            elapsed = timed.time - (times[0] if times else timed.time)
+            if self._cut is None and elapsed > MAX_DURATION_S:
                 raise _too_long(self._info)
             if picture is not None:
                 self._clip.show_until(timed.time, picture)
                 self._sync.show_until(timed.time, picture)
-            if self._duration_s is not None and elapsed_s >= Fraction(self._duration_s):
+            if self._cut is not None and elapsed >= self._cut:
                 if self._clip.full and self._sync.full:
                     seen_all = False
                     break
@@ -172,7 +180,7 @@ class _Decoder:
             shown, picture = timed, _Picture(timed.frame, self._to_rgb)
             self._clip.start(timed.time)
             self._sync.start(timed.time)
-            progress(min(1.0, float(elapsed_s) / expected_s))
+            progress(min(1.0, float(elapsed) / expected_s))
         if shown is None or picture is None:
             raise MediaError(
                 f"{self._info.path}: damaged (no picture can be decoded); copy or export the file again"
@@ -192,31 +200,37 @@ class _Decoder:
         self, times: list[Fraction], sizes: set[tuple[int, int]], last: TimedFrame, seen_all: bool
     ) -> Timeline:
         end = last.time + (last.duration or self._source.interval)
+        announced = self._edit_list_end if seen_all and not self._source.damaged else None
+        # Edit lists count in milliseconds: a smaller difference is only that.
+        if announced is not None and announced > last.time and abs(announced - end) > _ROUNDING:
+            end = announced
         cut = not seen_all
-        if self._duration_s is not None and end > times[0] + Fraction(self._duration_s):
-            end, cut = times[0] + Fraction(self._duration_s), True
+        if self._cut is not None and end > times[0] + self._cut:
+            end, cut = times[0] + self._cut, True
         duration_s = float(end - times[0])
         if duration_s > MAX_DURATION_S:
             raise _too_long(self._info)
         if duration_s < MIN_DURATION_S:
-            what = (
-                "only {:.3g} s of this damaged file decode"
-                if self._source.damaged
-                else "{:.3g} s of pictures"
-            )
+            why = ", the rest is damaged" if self._source.damaged else ""
             raise MediaError(
-                f"{self._info.path}: {what.format(duration_s)} ({len(times)} found); "
+                f"{self._info.path}: only {duration_s:.2g} s of moving pictures{why}; "
                 f"at least {MIN_DURATION_S:g} s are needed"
             )
         return Timeline(tuple(times), end, cut, len(sizes) == 1, self._source.damaged)
 
     def _notes(self, timeline: Timeline) -> tuple[str, ...]:
-        if not timeline.damaged:
-            return ()
-        return (
-            f"{self._info.path}: the file is damaged or incomplete; "
-            f"the {float(timeline.duration):.2f} s that decode are used",
-        )
+        path, announced_end_s = self._info.path, self._info.announced_end_s
+        if timeline.damaged:
+            return (
+                f"{path}: the file is damaged or incomplete; "
+                f"the {float(timeline.duration):.2f} s that decode are used",
+            )
+        if not timeline.cut and announced_end_s and timeline.end + _MISSING < announced_end_s:
+            return (
+                f"{path}: the pictures end at {float(timeline.end):.2f} s of the {announced_end_s:.2f} s "
+                "that the file announces; it may be incomplete",
+            )
+        return ()
 
 
 class _ToRGB:

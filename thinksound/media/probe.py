@@ -6,6 +6,7 @@ everything in one file are opened at all: a playlist cannot make the decoder rea
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class VideoInfo:
     sample_aspect_ratio: Fraction  # width of one pixel over its height
     average_rate: Fraction | None  # pictures per second as the container claims
     container_duration_s: float | None  # a claim that may count sound and hidden pictures
+    announced_end_s: float | None  # when the pictures end, where the container says so for them alone
     streams: tuple[str, ...]  # one description per stream
 
 
@@ -76,6 +78,7 @@ def probe(path: Path | str) -> VideoInfo:
             sample_aspect_ratio=stream.sample_aspect_ratio or Fraction(1),
             average_rate=stream.average_rate or stream.guessed_rate,
             container_duration_s=duration / av.time_base if duration else None,
+            announced_end_s=_announced_end(container, stream),
             streams=tuple(_describe(each) for each in container.streams),
         )
 
@@ -132,7 +135,7 @@ def _why_unreadable(path: Path) -> str:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             kind = "an animated" if getattr(image, "is_animated", False) else "a still"
             return f"this is {kind} picture ({image.format}); {_GIVE}"
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -149,16 +152,15 @@ def _why_unreadable(path: Path) -> str:
 
 
 def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
-    found = ", ".join(
-        f"{count} {kind} stream{'s' if count > 1 else ''}"
-        for kind, count in Counter(stream.type for stream in container.streams).items()
+    kinds = Counter(
+        "cover picture" if stream.disposition & _NOT_MOVING else f"{stream.type} stream"
+        for stream in container.streams
     )
+    found = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in kinds.items())
     if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
         raise MediaError(f"{path}: this is a still picture (HEIF or AVIF); give a file with moving pictures")
     candidates = [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
     if not candidates:
-        if container.streams.video:
-            found = f"{found}; the picture is a cover or thumbnail"
         raise MediaError(
             f"{path}: no video stream ({found or 'no streams'} found); give a file with moving pictures"
         )
@@ -200,6 +202,17 @@ def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> 
     except av.error.FFmpegError:
         pass  # the file ends in the middle of a packet
     raise MediaError(f"{path}: damaged (no picture can be decoded); {_AGAIN}")
+
+
+def _announced_end(container: InputContainer, stream: VideoStream) -> float | None:
+    if container.format.name != "matroska,webm":
+        return None  # MP4 and others notice themselves when packets are missing
+    try:
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except (KeyError, ValueError):
+        alone = len(container.streams) == 1
+        return container.duration / av.time_base if alone and container.duration else None
 
 
 def _describe(stream: Stream) -> str:

@@ -110,11 +110,13 @@ class PresentedFrames:
             if self._unsorted is not None and packet is not None and packet.size and packet.dts is not None:
                 heapq.heappush(self._unsorted, packet.dts)
             try:
-                yield from self._stream.decode(packet)
-            except av.error.EOFError:
-                return
+                frames = self._stream.decode(packet)
             except av.error.FFmpegError:
                 self.damaged = True
+                continue
+            for frame in frames:
+                self.damaged |= frame.is_corrupt
+                yield frame
 
     def _packets(self) -> Iterator[Packet[VideoStream] | None]:
         packets = self._container.demux(self._stream)

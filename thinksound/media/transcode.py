@@ -142,14 +142,15 @@ def _filters(frame: VideoFrame, width: int, height: int) -> Graph:
     else:
         colors = ""
     missing = width - frame.width, height - frame.height
-    if max(missing) <= 1 and min(missing) >= 0:
+    if max(missing) == 1 and min(missing) >= 0:
+        # Without subsampling: the borders of 4:2:0 are drawn two pixels wide.
         nodes.append(graph.add("scale", f"iw:ih{colors}"))
-        nodes.append(graph.add("format", _YUV))
-        if any(missing):
-            nodes.append(graph.add("pad", f"{width}:{height}"))
-            nodes.append(graph.add("fillborders", f"right={missing[0]}:bottom={missing[1]}:mode=smear"))
+        nodes.append(graph.add("format", "yuv444p"))
+        nodes.append(graph.add("pad", f"{width}:{height}"))
+        nodes.append(graph.add("fillborders", f"right={missing[0]}:bottom={missing[1]}:mode=smear"))
+        nodes.append(graph.add("scale"))
     else:
         nodes.append(graph.add("scale", f"{width}:{height}{colors}"))
-        nodes.append(graph.add("format", _YUV))
+    nodes.append(graph.add("format", _YUV))
     graph.link_nodes(*nodes, graph.add("buffersink")).configure()
     return graph

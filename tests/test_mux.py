@@ -1,0 +1,417 @@
+"""The finished MP4: the picture as it was, the sound where the picture is."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import clips as make
+import numpy as np
+import pytest
+import torch
+from av.sidedata.sidedata import Type as SideData
+
+from thinksound.errors import OutputError
+from thinksound.media.decode import DecodedVideo, decode_video
+from thinksound.media.mux import MuxResult, mux
+from thinksound.rates import SAMPLE_RATE, audio_sample_count
+
+CLIPS = sorted(path.name for path in (Path(__file__).parent / "parity" / "features" / "clips").iterdir())
+NOT_COPIED = ["gif_10_1p2s.gif", "interl.mpg", "avi_h264_b.avi", "avi_mpeg4_b.avi"]
+TOO_SHORT = "one_frame_25.mp4"
+SQUARE = (64, 64)
+B_FRAMES = {"preset": "medium", "bf": "3", "b_strategy": "0"}
+X265 = {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3"}
+HDR = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited"
+QUICK_VP9 = {"deadline": "realtime", "cpu-used": "8"}
+QUICK_AV1 = {"preset": "12"}
+
+
+def chirp(samples: int) -> torch.Tensor:
+    """Sound that resembles itself at one shift only: int16 (2, samples)."""
+    time = np.arange(samples) / SAMPLE_RATE
+    left = np.sin(2 * np.pi * (300 * time + 1500 * time**2 / time[-1])) * 0.5  # 300 to 3300 Hz
+    return torch.from_numpy((np.stack([left, left[::-1]]) * 32767).astype(np.int16))
+
+
+def muxed(video: DecodedVideo, output: Path, **metadata: str) -> MuxResult:
+    return mux(video, chirp(audio_sample_count(video.duration_s)), SAMPLE_RATE, output, metadata)
+
+
+def packets(path: Path) -> list[bytes]:
+    with av.open(path) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+def relative_times(video: DecodedVideo) -> list[float]:
+    return [float(time - video.timeline.start) for time in video.timeline.times]
+
+
+def check_sound(path: Path, duration_s: float) -> None:
+    """The sound starts with the picture and lasts as long, to the sample that MP4 can express."""
+    sound = chirp(audio_sample_count(duration_s)).numpy() / 32768
+    samples = sound.shape[1]
+    with av.open(path) as container:
+        stream = container.streams.audio[0]
+        assert (stream.name, stream.rate, stream.layout.name) == ("aac", SAMPLE_RATE, "stereo")
+        assert stream.start_time == 0
+        assert float(stream.duration * stream.time_base) == pytest.approx(duration_s, abs=0.5 / SAMPLE_RATE)
+        decoded = np.concatenate([frame.to_ndarray() for frame in container.decode(stream)], axis=1)
+    assert 0 <= decoded.shape[1] - samples < 1024  # the last AAC frame is padded
+    if samples > 20_000:
+        window = slice(samples // 2 - 4000, samples // 2 + 4000)
+        shifts = range(-1100, 1101)
+        match = [decoded[0, window.start + n : window.stop + n] @ sound[0, window] for n in shifts]
+        assert shifts[int(np.argmax(match))] == 0
+    error = decoded[:, :samples] - sound
+    assert np.sqrt((error**2).mean()) < 0.1 * np.sqrt((sound**2).mean())
+
+
+def check_picture(path: Path, video: DecodedVideo) -> DecodedVideo:
+    """Every presented picture is presented, at its time after the first, which is at 0."""
+    result = decode_video(path)
+    assert result.start_s == 0
+    assert relative_times(result) == pytest.approx(relative_times(video), abs=1e-5)
+    assert result.info.rotation == video.info.rotation
+    assert result.info.sample_aspect_ratio == video.info.sample_aspect_ratio
+    with av.open(path) as container:
+        assert float(container.duration / av.time_base) == pytest.approx(video.duration_s, abs=2e-5)
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
+    return result
+
+
+@pytest.mark.parametrize("cut_s", [None, 0.31])
+@pytest.mark.parametrize("name", [name for name in CLIPS if name != TOO_SHORT])
+def test_reference_clips_keep_every_picture(
+    clips: Path, tmp_path: Path, name: str, cut_s: float | None
+) -> None:
+    video = decode_video(clips / name, cut_s)
+    result = muxed(video, tmp_path / "out.mp4")
+    check_picture(tmp_path / "out.mp4", video)
+    check_sound(tmp_path / "out.mp4", video.duration_s)
+    assert result.copied == (
+        name not in ["gif_10_1p2s.gif", "interl.mpg", "avi_h264_b.avi", "avi_mpeg4_b.avi"]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+COPIED: dict[str, tuple[str, dict[str, Any]]] = {
+    "H.264": ("a.mp4", {"options": B_FRAMES}),
+    "H.264, Matroska": ("a.mkv", {"options": B_FRAMES}),
+    "H.264, fragments": ("f.mp4", {"options": B_FRAMES, "container_options": {"movflags": "frag_keyframe"}}),
+    "H.264, interlaced": ("i.mp4", {"options": {"flags": "+ildct+ilme", "x264-params": "tff=1"}}),
+    "H.264, Flash": ("a.flv", {"options": B_FRAMES}),
+    "H.264, irregular": ("v.mkv", {"times": [0, 0.033, 0.1, 0.4, 0.41, 0.5, 1.7, 1.8], "options": B_FRAMES}),
+    "HEVC": ("h.mp4", {"codec": "libx265", "options": X265}),
+    "HEVC, Matroska": ("h.mkv", {"codec": "libx265", "options": X265}),
+    "AV1": ("n.mp4", {"codec": "libsvtav1", "options": QUICK_AV1}),
+    "AV1, Matroska": ("n.mkv", {"codec": "libsvtav1", "options": QUICK_AV1}),
+    "VP9": ("v.webm", {"codec": "libvpx-vp9", "options": QUICK_VP9}),
+    "VP9, MP4": ("v.mp4", {"codec": "libvpx-vp9", "options": QUICK_VP9}),
+    "VP9, alpha": (
+        "alpha.webm",
+        {"codec": "libvpx-vp9", "pixel_format": "yuva420p", "options": {"auto-alt-ref": "0"}},
+    ),
+    "MPEG-4": ("m.mp4", {"codec": "mpeg4", "options": {"bf": "2"}}),
+    "MPEG-4, AVI": ("m.avi", {"codec": "mpeg4"}),
+    "own sound is dropped": ("s.mp4", {"sound_s": 2.0}),
+    "slides": ("slides.mp4", {"rate": 1, "frames": 3}),
+}
+
+
+@pytest.mark.parametrize("case", COPIED)
+def test_packets_are_copied_bit_for_bit(tmp_path: Path, case: str) -> None:
+    name, options = COPIED[case]
+    path = make.render(tmp_path / name, **{"size": SQUARE, **options})
+    video = decode_video(path)
+    result = muxed(video, tmp_path / "out.mp4")
+    assert (result.copied, result.reason) == (True, "")
+    assert packets(tmp_path / "out.mp4") == packets(path)
+    again = check_picture(tmp_path / "out.mp4", video)
+    assert again.duration_s == pytest.approx(video.duration_s, abs=1e-4)
+    check_sound(tmp_path / "out.mp4", video.duration_s)
+
+
+@pytest.mark.parametrize("codec, options", [("libx264", B_FRAMES), ("libx265", X265)])
+def test_a_transport_stream_is_copied_picture_by_picture(
+    tmp_path: Path, codec: str, options: dict[str, str]
+) -> None:
+    # Start codes become lengths, so that the bytes differ; the decoded pictures do not.
+    path = make.render(tmp_path / "a.ts", codec=codec, options=options, size=SQUARE)
+    assert muxed(decode_video(path), tmp_path / "out.mp4").copied
+    assert decoded(tmp_path / "out.mp4") == decoded(path)
+
+
+def decoded(path: Path) -> list[str]:
+    with av.open(path) as container:
+        return [hashlib.sha256(f.to_ndarray().tobytes()).hexdigest() for f in container.decode(video=0)]
+
+
+def test_hevc_is_tagged_for_quicktime(tmp_path: Path) -> None:
+    muxed(decode_video(make.render(tmp_path / "h.mkv", codec="libx265", options=X265)), tmp_path / "out.mp4")
+    with av.open(tmp_path / "out.mp4") as container:
+        assert container.streams.video[0].codec_context.codec_tag == "hvc1"
+
+
+TRANSCODED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "VP8": ("old.webm", {"codec": "libvpx"}, "vp8"),
+    "ProRes": ("edit.mov", {"codec": "prores_ks", "pixel_format": "yuv422p10le"}, "prores"),
+    "Motion JPEG": ("camera.avi", {"codec": "mjpeg", "pixel_format": "yuvj420p"}, "mjpeg"),
+    "GIF": ("a.gif", {"codec": "gif", "pixel_format": "rgb8"}, "gif"),
+    "odd sides": ("odd.mkv", {"codec": "ffv1", "size": (63, 47)}, "ffv1"),
+    "irregular": ("v.mkv", {"codec": "ffv1", "times": [0, 0.033, 0.1, 0.4, 0.41, 0.5, 1.7, 1.8]}, "ffv1"),
+    "MPEG-2": ("disc.mpg", {"codec": "mpeg2video", "container_format": "mpeg"}, "mpeg2video"),
+    "raw H.264": ("raw.h264", {"options": B_FRAMES}, "does not store when pictures are shown"),
+    "AVI with B-frames": ("b.avi", {"codec": "mpeg4", "options": {"bf": "2"}}, "AVI does not store"),
+}
+
+
+@pytest.mark.parametrize("cut_s", [None, 0.47])
+@pytest.mark.parametrize("case", TRANSCODED)
+def test_what_mp4_cannot_hold_is_encoded_again_and_said(
+    tmp_path: Path, case: str, cut_s: float | None
+) -> None:
+    name, options, reason = TRANSCODED[case]
+    video = decode_video(make.render(tmp_path / name, **{"size": SQUARE, **options}), cut_s)
+    result = muxed(video, tmp_path / "out.mp4")
+    assert not result.copied and reason in result.reason
+    again = check_picture(tmp_path / "out.mp4", video)
+    assert again.info.codec == "h264"
+    assert again.info.pixel_format in ("yuv420p", "yuvj420p")  # the latter is the former in full range
+    assert again.info.width == video.info.width + video.info.width % 2
+    assert again.duration_s == pytest.approx(video.duration_s, abs=1e-4)
+    check_sound(tmp_path / "out.mp4", video.duration_s)
+    # The same pictures, to the eye: the mean error stays below two of 255 steps.
+    error = (again.clip_frames.float() - video.clip_frames.float()).abs().mean()
+    assert len(again.clip_frames) == len(video.clip_frames)
+    if video.start_s == 0 and case != "odd sides":  # else other pictures, or another scale, are compared
+        assert error < 2
+
+
+def test_odd_sides_gain_a_copy_of_their_last_row_and_column(tmp_path: Path) -> None:
+    slope = np.add.outer(np.arange(47) * 2, np.arange(63)).astype(np.uint8)[..., None].repeat(3, 2)
+    path = make.render(tmp_path / "odd.mkv", codec="ffv1", size=(63, 47), draw=lambda *_: slope)
+    muxed(decode_video(path), tmp_path / "out.mp4")
+    with av.open(path) as before, av.open(tmp_path / "out.mp4") as after:
+        for old, new in zip(before.decode(video=0), after.decode(video=0), strict=True):
+            picture = new.to_ndarray(format="gray").astype(int)
+            assert picture.shape == (48, 64)
+            assert abs(picture[:47, :63] - old.to_ndarray(format="gray")).mean() < 2
+            assert abs(picture[:, 63] - picture[:, 62]).max() < 8
+            assert abs(picture[47] - picture[46]).max() < 8
+
+
+@pytest.mark.parametrize("codec, copied", [("libx264", True), ("prores_ks", False)])
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotation_and_aspect_are_kept(tmp_path: Path, codec: str, copied: bool, rotation: int) -> None:
+    path = make.render(
+        tmp_path / "phone.mov",
+        codec=codec,
+        pixel_format="yuv420p" if copied else "yuv422p10le",
+        rotation=rotation,
+        sample_aspect_ratio=Fraction(4, 3),
+    )
+    video = decode_video(path)
+    assert (video.info.rotation, video.info.sample_aspect_ratio) == (rotation, Fraction(4, 3))
+    assert muxed(video, tmp_path / "out.mp4").copied == copied
+    check_picture(tmp_path / "out.mp4", video)
+
+
+@pytest.mark.parametrize("codec, copied", [("libx264", True), ("ffv1", False)])
+@pytest.mark.parametrize("color_range", [1, 2])
+@pytest.mark.parametrize("primaries, transfer, matrix", [(1, 1, 1), (6, 6, 6), (9, 16, 9)])
+def test_colour_tags_are_kept(
+    tmp_path: Path, codec: str, copied: bool, color_range: int, primaries: int, transfer: int, matrix: int
+) -> None:
+    path = make.render(
+        tmp_path / "clip.mkv",
+        codec=codec,
+        draw=lambda index, width, height: np.full((height, width, 3), (200, 60, 20 + index), np.uint8),
+        color_range=color_range,
+        color_primaries=primaries,
+        color_trc=transfer,
+        colorspace=matrix,
+    )
+    video = decode_video(path)
+    assert muxed(video, tmp_path / "out.mp4").copied == copied
+    with av.open(tmp_path / "out.mp4") as container:
+        frame = next(container.decode(video=0))
+        assert (frame.color_range, frame.color_primaries) == (color_range, primaries)
+        assert (frame.color_trc, frame.colorspace) == (transfer, matrix)
+    again = decode_video(tmp_path / "out.mp4")
+    # And mean the same: no conversion slipped in.
+    assert (again.clip_frames.int() - video.clip_frames.int()).abs().max() <= 6
+
+
+def test_hdr_metadata_is_kept_by_a_copy(tmp_path: Path) -> None:
+    light = (
+        "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
+    )
+    options = {"preset": "ultrafast", "x265-params": f"log-level=none:{HDR}:hdr10=1:{light}"}
+    path = make.render(tmp_path / "hdr.mkv", codec="libx265", pixel_format="yuv420p10le", options=options)
+    assert muxed(decode_video(path), tmp_path / "out.mp4").copied
+
+    def hdr(path: Path) -> dict[SideData, bytes]:
+        with av.open(path) as container:
+            frame = next(container.decode(video=0))
+            kinds = (SideData.MASTERING_DISPLAY_METADATA, SideData.CONTENT_LIGHT_LEVEL)
+            return {kind: bytes(frame.side_data[kind]) for kind in kinds}
+
+    assert hdr(tmp_path / "out.mp4") == hdr(path)
+
+
+def test_interlaced_pictures_that_must_be_encoded_again_are_deinterlaced(clips: Path, tmp_path: Path) -> None:
+    muxed(decode_video(clips / "interl.mpg"), tmp_path / "out.mp4")
+    with av.open(clips / "interl.mpg") as before, av.open(tmp_path / "out.mp4") as after:
+        assert next(before.decode(video=0)).interlaced_frame
+        assert not next(after.decode(video=0)).interlaced_frame
+
+
+def test_hidden_pictures_stay_hidden(tmp_path: Path) -> None:
+    long = make.render(tmp_path / "long.mp4", frames=50, size=SQUARE, options={**B_FRAMES, "g": "250"})
+    path = make.remux(long, tmp_path / "trimmed.mp4", shift_s=-1.0)
+    video = decode_video(path)
+    assert muxed(video, tmp_path / "out.mp4").copied
+    assert packets(tmp_path / "out.mp4") == packets(path)  # those needed for decoding included
+    again = check_picture(tmp_path / "out.mp4", video)
+    assert make.number_of(again.sync_frames[0].numpy()) == 25
+
+
+@pytest.mark.parametrize("frames_shown", range(3, 20))
+def test_a_cut_ends_with_its_last_picture_wherever_it_falls(tmp_path: Path, frames_shown: int) -> None:
+    path = make.render(tmp_path / "clip.mp4", frames=25, size=SQUARE, options=B_FRAMES)
+    video = decode_video(path, frames_shown / 25 - 0.01)
+    result = muxed(video, tmp_path / "out.mp4")
+    again = check_picture(tmp_path / "out.mp4", video)
+    assert again.frame_count == frames_shown
+    assert make.number_of(again.sync_frames[-1].numpy()) <= frames_shown - 1
+    assert result.copied or "cut falls between" in result.reason
+    if result.copied:
+        assert packets(tmp_path / "out.mp4") == packets(path)[:frames_shown]
+    check_sound(tmp_path / "out.mp4", video.duration_s)
+
+
+def test_a_damaged_video_is_encoded_again(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (50, 120, 160, 3), dtype=np.uint8)
+    path = make.render(
+        tmp_path / "clip.mp4",
+        frames=50,
+        size=(160, 120),
+        draw=lambda index, width, height: noise[index],
+        container_options={"movflags": "faststart"},
+    )
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    video = decode_video(path)
+    assert muxed(video, tmp_path / "out.mp4").reason == "the video is damaged"
+    assert decode_video(tmp_path / "out.mp4").notes == ()
+    check_picture(tmp_path / "out.mp4", video)
+
+
+def test_a_size_that_changes_is_brought_to_that_of_the_first_picture(tmp_path: Path) -> None:
+    small = make.render(tmp_path / "small.h264", size=SQUARE)
+    large = make.render(tmp_path / "large.h264", size=(128, 96))
+    (tmp_path / "joined.h264").write_bytes(small.read_bytes() + large.read_bytes())
+    video = decode_video(tmp_path / "joined.h264")
+    assert muxed(video, tmp_path / "out.mp4").reason == "the size of the pictures changes"
+    again = check_picture(tmp_path / "out.mp4", video)
+    assert again.timeline.constant_size and (again.info.width, again.info.height) == SQUARE
+
+
+def test_metadata_is_read_back(clips: Path, tmp_path: Path) -> None:
+    texts = {"seed": "0", "caption": 'Rain, "heavy"\nand thunder: ü 雨', "cot": "x" * 5000, "preset": "tiny"}
+    muxed(decode_video(clips / "cfr25_1p0s.mp4"), tmp_path / "out.mp4", **texts)
+    with av.open(tmp_path / "out.mp4") as container:
+        assert {key: container.metadata[key] for key in texts} == texts
+
+
+def test_the_index_comes_first(clips: Path, tmp_path: Path) -> None:
+    muxed(decode_video(clips / "cfr25_1p0s.mp4"), tmp_path / "out.mp4")
+    content = (tmp_path / "out.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+@pytest.mark.parametrize("name", ["cfr25_1p0s.mp4", "gif_10_1p2s.gif"])
+def test_the_same_request_gives_the_same_bytes(clips: Path, tmp_path: Path, name: str) -> None:
+    video = decode_video(clips / name)
+    muxed(video, tmp_path / "a.mp4", seed="1")
+    muxed(video, tmp_path / "b.mp4", seed="1")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_silence_works(clips: Path, tmp_path: Path) -> None:
+    video = decode_video(clips / "cfr25_1p0s.mp4")
+    mux(video, torch.zeros(2, 44_100, dtype=torch.int16), SAMPLE_RATE, tmp_path / "out.mp4", {})
+    with av.open(tmp_path / "out.mp4") as container:
+        assert all(not frame.to_ndarray().any() for frame in container.decode(audio=0))
+
+
+def test_an_unusable_output_is_refused_and_the_input_never_replaced(clips: Path, tmp_path: Path) -> None:
+    video = decode_video(clips / "cfr25_1p0s.mp4")
+    for output, message in [
+        (tmp_path / "out.avi", "use .mp4"),
+        (tmp_path / "absent" / "out.mp4", "does not exist"),
+        (clips / "cfr25_1p0s.mp4", "would replace an input"),
+    ]:
+        with pytest.raises(OutputError, match=message):
+            muxed(video, output)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(OutputError, match="directory"):
+        muxed(video, tmp_path / "folder.mp4")
+
+
+def test_names_are_only_names(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = decode_video(clips / "cfr25_1p0s.mp4")
+    for name in ["-out.mp4", "with space and 'quote'.mp4", "tee:a|b.mp4", "ü.MP4"]:
+        muxed(video, Path(name))
+        assert decode_video(name).frame_count == 25
+
+
+def test_an_interruption_leaves_the_old_file(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out.mp4"
+    target.write_bytes(b"old")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupt)  # everything is written, nothing moved yet
+    with pytest.raises(KeyboardInterrupt):
+        muxed(decode_video(clips / "cfr25_1p0s.mp4"), target)
+    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a file size limit")
+@pytest.mark.parametrize("name", ["cfr30_10p0s.mp4", "gif_10_1p2s.gif"])
+def test_a_full_disk_gives_one_message_and_no_file(clips: Path, tmp_path: Path, name: str) -> None:
+    """The limit is moved through the file, to its very last byte."""
+    program = """
+import pathlib, resource, signal, sys, torch
+from thinksound.errors import OutputError
+from thinksound.media.decode import decode_video
+from thinksound.media.mux import mux
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+video, output = decode_video(sys.argv[1]), pathlib.Path(sys.argv[2])
+sound = torch.randint(-9999, 9999, (2, round(44_100 * video.duration_s)), dtype=torch.int16)
+mux(video, sound, 44_100, output, {})
+size = output.stat().st_size
+output.unlink()
+for limit in (0, 1, 40, 1000, size // 3, size // 2, size - 5000, size - 100, size - 1):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        mux(video, sound, 44_100, output, {})
+        print("written under", limit, "of", size)
+    except OutputError as error:
+        assert "no space left" in str(error), error
+    assert list(output.parent.iterdir()) == []
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, clips / name, tmp_path / "out.mp4"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

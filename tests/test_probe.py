@@ -1,0 +1,186 @@
+"""What a file is found to contain, and the messages for files that are no video."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import clips as make
+import numpy as np
+import pytest
+from PIL import Image
+
+from thinksound.errors import MediaError
+from thinksound.media.decode import decode_video
+from thinksound.media.probe import MAX_SIDE, probe
+
+
+def test_a_phone_video_is_described(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "phone.mp4", rate=Fraction(30_000, 1001), rotation=90, sound_s=1.0)
+    info = probe(path)
+    assert (info.codec, info.width, info.height, info.pixel_format) == ("h264", 64, 48, "yuv420p")
+    assert info.rotation == 90 and info.sample_aspect_ratio == 1
+    assert info.average_rate == Fraction(30_000, 1001)
+    assert info.container_duration_s == pytest.approx(1.0, abs=0.2)
+    assert info.streams == ("video: h264 64x48 yuv420p, 29.97 fps", "audio: aac 44100 Hz, stereo")
+
+
+@pytest.mark.parametrize(
+    "name", ["rotated90_30_1p0s.mp4", "rotated180_30_1p0s.mp4", "rotated270_30_1p0s.mp4"]
+)
+def test_rotation_is_the_one_of_the_reference(clips: Path, frames_reference: dict, name: str) -> None:
+    assert probe(clips / name).rotation == frames_reference[name]["display_rotation"] % 360
+
+
+def test_sample_aspect_is_reported(clips: Path) -> None:
+    assert probe(clips / "sar.mp4").sample_aspect_ratio == Fraction(4, 3)
+
+
+def test_a_cover_beside_moving_pictures_is_not_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    with av.open(path, "w") as output:
+        cover = output.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        film = output.add_stream("libx264", rate=25)
+        film.width, film.height = 64, 48
+        output.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+        for index in range(10):
+            output.mux(film.encode(av.VideoFrame.from_ndarray(make.numbered(index, 64, 48))))
+        output.mux(film.encode(None))
+    assert (probe(path).codec, probe(path).width) == ("h264", 64)
+
+
+def picture(path: Path, **options: object) -> Path:
+    Image.fromarray(make.numbered(5, 64, 48)).save(path, **options)
+    return path
+
+
+def truncated(path: Path, share: float) -> Path:
+    make.render(path)
+    os.truncate(path, int(path.stat().st_size * share))
+    return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def mp3_with_cover(path: Path) -> Path:
+    sound = make.render_sound(path.with_name("plain.mp3"), codec="libmp3lame")
+    with av.open(sound) as source, av.open(path, "w") as output:
+        copy = output.add_stream_from_template(source.streams.audio[0])
+        cover = output.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        frame = av.VideoFrame.from_ndarray(make.numbered(5, 64, 48))
+        output.mux([*cover.encode(frame), *cover.encode(None)])
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copy
+                output.mux(packet)
+    return path
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.0,\nok.mp4\n#EXT-X-ENDLIST\n"
+
+NOT_VIDEOS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a missing file": (lambda folder: folder / "absent.mp4", "no such file"),
+    "a directory": (lambda folder: folder, "directory"),
+    "an empty file": (lambda folder: written(folder / "empty.mp4", b""), "empty"),
+    "a text file": (lambda folder: written(folder / "notes.txt", b"hello\n" * 100), "text file"),
+    "a text file called mp4": (lambda folder: written(folder / "notes.mp4", b"hello\n" * 100), "text file"),
+    "zeros": (lambda folder: written(folder / "zeros.mp4", bytes(5000)), "not a video"),
+    "m4a": (lambda folder: make.render_sound(folder / "a.m4a"), r"no video stream \(1 audio stream found\)"),
+    "wav": (
+        lambda folder: make.render_sound(folder / "a.wav", codec="pcm_s16le"),
+        r"no video stream \(1 audio stream found\)",
+    ),
+    "mp3 with a cover": (
+        lambda folder: mp3_with_cover(folder / "a.mp3"),
+        r"no video stream \(1 audio stream, 1 cover picture found\)",
+    ),
+    "png": (lambda folder: picture(folder / "p.png"), r"still picture \(PNG\)"),
+    "jpeg": (lambda folder: picture(folder / "p.jpg"), r"still picture \(JPEG\)"),
+    "png called mp4": (lambda folder: picture(folder / "p.mp4", format="PNG"), r"still picture \(PNG\)"),
+    "webp": (lambda folder: picture(folder / "p.webp"), r"still picture \(WEBP\)"),
+    "gif with one frame": (lambda folder: picture(folder / "p.gif"), "still picture"),
+    "avif": (lambda folder: picture(folder / "p.avif"), "still picture"),
+    "mp4 without index": (lambda folder: truncated(folder / "half.mp4", 0.5), "index is missing"),
+    "a playlist": (lambda folder: written(folder / "list.m3u8", PLAYLIST), "playlist"),
+    "a playlist called mp4": (lambda folder: written(folder / "list.mp4", PLAYLIST), "playlist"),
+    "a list of files": (
+        lambda folder: written(folder / "list.ffconcat", b"ffconcat version 1.0\nfile ok.mp4\n"),
+        "playlist",
+    ),
+    "two pixels": (
+        lambda folder: make.render(folder / "dot.mp4", size=(2, 2)),
+        "2x2 pixels; allowed are 4 to",
+    ),
+    "a thread": (
+        lambda folder: make.render(folder / "thread.mkv", codec="ffv1", size=(512, 8)),
+        "at most 32:1",
+    ),
+    "a wall": (
+        lambda folder: make.render(folder / "w.mkv", codec="ffv1", size=(MAX_SIDE + 16, 1024), frames=1),
+        "16400x1024 pixels",
+    ),
+    "a name that is too long": (lambda folder: folder / ("x" * 300), "check the name"),
+    "a null character": (lambda folder: folder / "a\0b.mp4", "a\0b.mp4"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_VIDEOS)
+def test_what_is_no_video_gets_one_clear_message(tmp_path: Path, case: str) -> None:
+    make.render(tmp_path / "ok.mp4")  # which the playlists name
+    build, message = NOT_VIDEOS[case]
+    with pytest.raises(MediaError, match=message) as caught:
+        probe(build(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(MediaError, match="not a regular file"):
+        probe(tmp_path / "pipe.mp4")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="these names are not allowed there")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "with space.mp4",
+        "qu'o\"te.mp4",
+        "-dash.mp4",
+        "http:x.mp4",
+        "file:x.mp4",
+        "pipe:0",
+        "concat:a|b",
+        "data:text,x",
+        "%03d.mp4",
+        "ünï.mp4",
+        "no-ending",
+        "picture.png",
+        "list.m3u8",
+    ],
+)
+def test_a_name_is_only_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    make.render(tmp_path / "plain.mp4")
+    shutil.copy("plain.mp4", tmp_path / name)
+    assert probe(name).codec == "h264"
+
+
+def test_nothing_is_printed_about_a_damaged_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = make.render(tmp_path / "clip.ts", frames=50)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :: 97] = bytes(len(content[len(content) // 2 :: 97]))
+    path.write_bytes(content)
+    assert "damaged" in decode_video(path).notes[0]
+    assert capfd.readouterr() == ("", "")
