@@ -113,7 +113,19 @@ def test_a_folder_that_cannot_be_written_works_without_a_record(
     with without_privileges():
         assert_holds(load_network(open_folder, "vae"), tensors_of("vae"))
     assert [path.name for path in open_folder.iterdir()] == ["vae.ckpt"]
-    assert "not recorded" in caplog.text
+    assert f"{open_folder} is read-only: checksums are not recorded" in caplog.text
+
+
+def test_a_record_that_cannot_be_renewed_is_no_obstacle(
+    open_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "thinksound")
+    load_network(open_folder, "vae")
+    overwrite(open_folder / "vae.ckpt", (open_folder / "vae.ckpt").read_bytes())
+    open_folder.chmod(0o555)
+    with without_privileges():
+        load_network(open_folder, "vae")
+    assert "vae.ckpt: checksum not recorded (Permission denied)" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_is_named(open_folder: Path) -> None:

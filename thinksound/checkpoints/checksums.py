@@ -92,7 +92,8 @@ def record(weights_dir: Path, paths: Iterable[Path]) -> None:
     known = _read_table(weights_dir)
     for path in paths:
         if _bundled_root(weights_dir, path) is None and _name(weights_dir, path) not in known:
-            if not os.access(weights_dir, os.W_OK):
+            if not os.access(weights_dir, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                # Hashing without being able to remember it would cost a minute at every start.
                 logger.info("%s is read-only: checksums are not recorded", weights_dir)
                 return
             record_sha256(weights_dir, path, file_sha256(path))

@@ -192,8 +192,12 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path, dtype:
             f"{source}: holds nothing of {what}, it looks like {_looks_like(held)}; "
             "put the published file there"
         )
-    for name in supplied:
-        tensor = tensors[supplied[name]]
+    cast: dict[str, Tensor] = {}
+    for name, origin in supplied.items():
+        if origin in cast:
+            cast[name] = cast[origin]
+            continue
+        tensor = tensors[origin]
         if tensor.shape != expected[name].shape:
             raise WeightsError(
                 f"{source}: of another size: {name} is {tuple(tensor.shape)}, {what} has "
@@ -201,8 +205,9 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path, dtype:
             )
         if not tensor.is_floating_point():
             raise WeightsError(
-                f"{source}: {name} holds {tensor.dtype} instead of numbers with a fraction; download again"
+                f"{source}: {name} holds {tensor.dtype} instead of numbers with a fraction; download it again"
             )
+        cast[name] = tensor.to(dtype)
     left_over = [name for name in tensors if name not in expected]
     if absent or left_over:
         parts = [f"{len(absent)} of {len(expected)} tensors are missing ({absent[0]} …)"] if absent else []
@@ -211,9 +216,6 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path, dtype:
             f"{source}: not the weights of this {what}: {' and '.join(parts)}; it is of another size or "
             "incomplete: choose the preset that it belongs to, or download it again"
         )
-    cast: dict[str, Tensor] = {}
-    for name, origin in supplied.items():
-        cast[name] = cast[origin] if origin in cast else tensors[origin].to(dtype)
     network.load_state_dict(cast, strict=True, assign=True)
 
 

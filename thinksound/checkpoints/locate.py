@@ -10,7 +10,6 @@ from pathlib import Path
 from ..errors import WeightsError
 from .registry import (
     TOKENIZERS,
-    WEIGHT_LAYOUTS,
     WEIGHTS,
     WeightFile,
     repository_weights_dir,
@@ -69,7 +68,7 @@ def absent_parts(file: WeightFile, folder: Path) -> list[str]:
     absent = [] if "config.json" in names else ["config.json"]
     weights = weight_files(names)
     if not weights:
-        absent.append(" or ".join(layout[0] for layout in WEIGHT_LAYOUTS))
+        absent.append("model.safetensors or pytorch_model.bin, or either in shards with their index")
     elif weights[0].endswith(".index.json"):
         absent += sorted(shards_of(folder / weights[0]) - names)
     if not any(names.issuperset(tokenizer) for tokenizer in TOKENIZERS):

@@ -53,6 +53,8 @@ _DTYPES = {
     if isinstance(dtype, torch.dtype)
 }
 
+_LARGEST = 1 << 48  # no size, stride or offset reaches this
+
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 # What unpickling damaged or hostile bytes can raise, given that no foreign code runs.
@@ -207,8 +209,10 @@ class _View(_Inert):
 
     def __post_init__(self) -> None:
         sizes = (self.offset, *self.shape, *self.stride)
-        if any(type(size) is not int or size < 0 for size in sizes) or len(self.shape) != len(self.stride):
+        if any(type(size) is not int or not 0 <= size < _LARGEST for size in sizes):
             raise ValueError("a tensor of impossible shape")
+        if len(self.shape) != len(self.stride):
+            raise ValueError("a tensor with more sizes than strides, or fewer")
         if math.prod(self.shape):
             last = self.offset + sum(
                 (size - 1) * step for size, step in zip(self.shape, self.stride, strict=True)
@@ -320,12 +324,15 @@ class _PickledFile(Mapping[str, Tensor]):
         self._path = path
         self._places = places
         self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-        self._storages: dict[str, torch.UntypedStorage] = {}
+        self._storages: dict[_Storage, torch.UntypedStorage] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         view = self._views[name]
-        storage = self._storage(view.storage)
-        return torch.empty(0, dtype=view.dtype).set_(storage, view.offset, view.shape, view.stride)
+        try:
+            storage = self._storage(view.storage)
+            return torch.empty(0, dtype=view.dtype).set_(storage, view.offset, view.shape, view.stride)
+        except RuntimeError as error:
+            raise WeightsError(f"{self._path}: {name} cannot be read ({error}); download it again") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
@@ -334,18 +341,19 @@ class _PickledFile(Mapping[str, Tensor]):
         return len(self._views)
 
     def _storage(self, wanted: _Storage) -> torch.UntypedStorage:
-        # Once per storage, so that tied tensors stay tied.
-        if wanted.key not in self._storages:
-            offset, size = self._places.get(wanted.key, (0, -1))
-            nbytes = wanted.numel * wanted.dtype.itemsize
-            if size < nbytes or offset + nbytes > self._bytes.numel():
-                raise WeightsError(f"{self._path}: cut short, tensor data is missing; download it again")
-            # As a storage of its own: a tensor saved from the network would otherwise drag the file along.
-            storage = self._bytes.untyped_storage()[offset : offset + nbytes]
-            if offset % wanted.dtype.itemsize:  # legacy files are not aligned
-                storage = torch.empty(0, dtype=torch.uint8).set_(storage).clone().untyped_storage()
-            self._storages[wanted.key] = storage
-        return self._storages[wanted.key]
+        """The bytes in the file as a storage of their own, once, so that tied tensors stay tied."""
+        if wanted in self._storages:
+            return self._storages[wanted]
+        offset, size = self._places.get(wanted.key, (0, -1))
+        nbytes = wanted.numel * wanted.dtype.itemsize
+        if size < nbytes or offset + nbytes > self._bytes.numel():
+            raise WeightsError(f"{self._path}: cut short, tensor data is missing; download it again")
+        storage = self._bytes.untyped_storage()[offset : offset + nbytes]
+        if offset % wanted.dtype.itemsize:
+            # Legacy files are not aligned. The copy is not kept: it may be needed for one cast only.
+            return torch.empty(0, dtype=torch.uint8).set_(storage).clone().untyped_storage()
+        self._storages[wanted] = storage
+        return storage
 
 
 def _open_zip(path: Path) -> Mapping[str, Tensor]:
