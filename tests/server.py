@@ -9,6 +9,7 @@ import json
 import mimetypes
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -144,7 +145,6 @@ class Server:
                 start_new_session=True,
             )
         self.states: list[str] = []  # every answer of the health check that differs from the one before
-        self._predictions: set[str] = set()
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -163,8 +163,6 @@ class Server:
             with error:
                 status, content = error.code, error.read()
         answer = json.loads(content) if content[:1] in (b"{", b"[") else {"text": content.decode()}
-        if "id" in answer:
-            self._predictions.add(answer["id"])
         return status, answer
 
     def wait_for(self, *states: str, limit_s: float = 60) -> dict[str, Any]:
@@ -206,7 +204,7 @@ class Server:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        for prediction in self._predictions:
+        for prediction in set(re.findall(r'"prediction_id":"(\w+)"', self.log.read_text())):
             shutil.rmtree(COG_FOLDERS / prediction, ignore_errors=True)
 
 
