@@ -96,6 +96,7 @@ def record(weights_dir: Path, paths: Iterable[Path]) -> None:
                 # Hashing without being able to remember it would cost a minute at every start.
                 logger.info("%s is read-only: checksums are not recorded", weights_dir)
                 return
+            logger.info("%s: hashed once, so that a change is noticed", path)
             record_sha256(weights_dir, path, file_sha256(path))
 
 

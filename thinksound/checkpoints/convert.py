@@ -92,6 +92,8 @@ def convert(
             written = new / "model.safetensors" if file.is_folder else new
             write_safetensors(written, tensors, dtype, metadata, key, progress)
             size = written.stat().st_size
+        for part in files_of(file, target):  # replaces what was recorded of an earlier copy
+            checksums.record_sha256(weights_dir, part, file_sha256(part))
         source_size = sum(source.stat().st_size for source in sources)
         rows.append(Converted(key, target, metadata["dtype"], len(tensors), source_size, size))
     return rows

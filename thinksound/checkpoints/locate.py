@@ -36,7 +36,7 @@ def describe_missing(weights_dir: Path, files: Iterable[WeightFile]) -> str:
         if file.bundled:
             lines.append(f"  {file.path}: comes with this project; restore it with git")
         elif file.is_folder:
-            absent = absent_parts(file, weights_dir / file.path)
+            absent = absent_parts(weights_dir / file.path)
             lines.append(
                 f"  {file.path}/: {', '.join(absent)}, from {file.repository} on the Hugging Face hub"
             )
@@ -57,12 +57,12 @@ def published_path(weights_dir: Path, file: WeightFile) -> Path:
 def is_complete(file: WeightFile, path: Path) -> bool:
     """Whether everything that ``file`` consists of lies at ``path``."""
     try:
-        return not absent_parts(file, path) if file.is_folder else path.is_file()
+        return not absent_parts(path) if file.is_folder else path.is_file()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def absent_parts(file: WeightFile, folder: Path) -> list[str]:
+def absent_parts(folder: Path) -> list[str]:
     """What a Hugging Face folder lacks to be usable, in the words of its file names."""
     names = _names(folder)
     absent = [] if "config.json" in names else ["config.json"]
