@@ -119,6 +119,7 @@ COPIED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "MPEG-4": ("m.mp4", {"codec": "mpeg4", "options": {"bf": "2"}}),
     "MPEG-4, AVI": ("m.avi", {"codec": "mpeg4"}),
+    "a clock of 50 ns": ("a.mp4", {"container_options": {"video_track_timescale": "20000000"}}),
     "own sound is dropped": ("s.mp4", {"sound_s": 2.0}),
     "slides": ("slides.mp4", {"rate": 1, "frames": 3}),
 }
@@ -156,6 +157,70 @@ def test_hevc_is_tagged_for_quicktime(tmp_path: Path) -> None:
     muxed(decode_video(make.render(tmp_path / "h.mkv", codec="libx265", options=X265)), tmp_path / "out.mp4")
     with av.open(tmp_path / "out.mp4") as container:
         assert container.streams.video[0].codec_context.codec_tag == "hvc1"
+
+
+def test_hevc_that_carries_its_parameters_in_its_packets_is_not_tagged_for_quicktime(tmp_path: Path) -> None:
+    options = {"preset": "ultrafast", "x265-params": "log-level=none:repeat-headers=1"}
+    path = make.render(tmp_path / "h.mp4", codec="libx265", options=options)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"hvcC") + 4 + 22] = 0  # number of parameter sets in the header
+    path.write_bytes(content)
+    video = decode_video(path)
+    assert muxed(video, tmp_path / "out.mp4").copied
+    with av.open(tmp_path / "out.mp4") as container:
+        assert container.streams.video[0].codec_context.codec_tag == "hev1"
+    check_picture(tmp_path / "out.mp4", video)
+
+
+def flash_pictures(path: Path, with_parameters: bool) -> bytes:
+    """The tags of a Flash video that hold pictures, and those that hold coding parameters."""
+    content, position, tags = path.read_bytes(), 13, b""
+    while position < len(content):
+        end = position + 11 + int.from_bytes(content[position + 1 : position + 4], "big") + 4
+        is_picture, is_parameters = content[position] == 9, content[position + 12] == 0
+        if is_picture and (with_parameters or not is_parameters):
+            tags += content[position:end]
+        position = end
+    return tags
+
+
+@pytest.mark.parametrize(
+    "start_s, profile, reason",
+    [
+        (1.0, "baseline", "the coding parameters change"),
+        (0.0, "high", "the packets do not correspond to the pictures one to one"),
+    ],
+)
+def test_a_joined_recording_is_encoded_again(
+    tmp_path: Path, start_s: float, profile: str, reason: str
+) -> None:
+    options = {"preset": "ultrafast", "bf": "0"}
+    times = [n / 25 for n in range(25)]
+    later = [start_s + time for time in times]
+    first = make.render(tmp_path / "1.flv", times=times, options={**options, "profile": "high"})
+    second = make.render(tmp_path / "2.flv", times=later, options={**options, "profile": profile})
+    path = tmp_path / "joined.flv"
+    path.write_bytes(first.read_bytes() + flash_pictures(second, with_parameters=profile != "high"))
+    video = decode_video(path)
+    assert video.frame_count == 50 and video.notes == ()
+    assert muxed(video, tmp_path / "out.mp4").reason == reason
+    check_picture(tmp_path / "out.mp4", video)
+
+
+@pytest.mark.parametrize("frames_shown", range(8, 14))
+def test_pictures_hidden_at_the_end_stay_hidden(tmp_path: Path, frames_shown: int) -> None:
+    path = make.render(tmp_path / "clip.mp4", size=SQUARE, options=B_FRAMES)
+    content = bytearray(path.read_bytes())
+    position = content.index(b"elst") + 12
+    content[position : position + 4] = (40 * frames_shown).to_bytes(4, "big")  # ms
+    path.write_bytes(content)
+    video = decode_video(path)
+    assert video.duration_s == pytest.approx(frames_shown / 25) and not video.timeline.cut
+    result = muxed(video, tmp_path / "out.mp4")
+    assert (
+        result.copied or result.reason == "an edit list hides some of the pictures that depend on each other"
+    )
+    check_picture(tmp_path / "out.mp4", video)
 
 
 TRANSCODED: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".mp4",)
 
 _COPIED = {"h264", "hevc", "av1", "vp9", "mpeg4"}  # that MP4 holds and players know
-_HEADERS_OPTIONAL = {"av1", "vp9"}  # the muxer finds them in the first packet
 _AAC_BIT_RATE = 192_000
 _AAC_FRAME = 1024  # samples
 _COARSEST = Fraction(1, 90_000)  # s; unit of the picture's times
@@ -85,20 +84,14 @@ def mux(
     with (
         open_video(video.info.path) as (container, stream),
         whole_file(output) as temporary,
-        av.open(
-            f"file:{temporary.absolute()}",
-            "w",
-            format="mp4",
-            container_options=_MUXER,
-            metadata_errors="replace",
-        ) as target,
+        _create_mp4(temporary) as target,
     ):
         target.metadata.update({key: value.replace("\0", " ") for key, value in metadata.items()})
         if reason:
-            timeline = video.timeline
-            frames = (each for each in PresentedFrames(container, stream) if each.time < timeline.end)
+            end = video.timeline.end
+            frames = takewhile(lambda timed: timed.time < end, PresentedFrames(container, stream))
             picture: Iterator[Packet[Any]] = encode_h264(
-                target, frames, video.info, timeline.end, _output_time_base(stream)
+                target, frames, video.info, end, _output_time_base(stream)
             )
         else:
             picture = _copy(target, container, stream, video, packets)
@@ -141,8 +134,6 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
     with open_video(video.info.path) as (container, stream):
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             return "AVI does not store when pictures are shown", []
-        if stream.codec_context.extradata is None and video.info.codec not in _HEADERS_OPTIONAL:
-            return "the stream has no header", []
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
@@ -161,6 +152,8 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
                 surplus = True
             if not surplus:
                 packets.append(_PacketTimes(packet.pts, packet.dts))
+            elif packet.dts is not None and packet.dts * packet.time_base >= timeline.end:
+                break  # whatever follows is shown later still
     if tuple(sorted(shown)) != timeline.times:
         return "the packets do not correspond to the pictures one to one", []
     return "", packets
