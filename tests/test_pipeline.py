@@ -127,6 +127,8 @@ BAD_OPTIONS = [
     {"guidance_scale": float("nan")},
     {"guidance_scale": float("inf")},
     {"seed": -1},
+    {"seed": "7"},
+    {"guidance_scale": None},
     {"seed": 2**32},
     {"duration_s": 0.05},
     {"duration_s": float("nan")},
@@ -136,8 +138,15 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(thinksound.InputError, match=r"give (one|a number) from"):
+    with pytest.raises(thinksound.InputError, match=r"give a (whole )?number from"):
         Options(**options)
+
+
+@pytest.mark.parametrize("text", [None, 7, "\ud800", "a" * 10_001])
+@pytest.mark.parametrize("name", ["caption", "cot"])
+def test_texts_that_are_none_are_refused(pipeline, clips, name, text):
+    with pytest.raises(thinksound.InputError, match=name):
+        pipeline(clips / "cfr25_1p0s.mp4", **{name: text})
 
 
 def test_unknown_presets_are_refused():

@@ -138,7 +138,10 @@ BAD_REQUESTS = {
     "not a number": ((VIDEO, "--cfg-scale", "nan"), "guidance_scale nan is out of range"),
     "guidance too large": ((VIDEO, "--cfg-scale", "21"), "from 1 to 20"),
     "no steps": ((VIDEO, "--steps", "0"), "num_inference_steps 0 is out of range"),
-    "negative seed": ((VIDEO, "--seed", "-1"), "seed -1 is out of range; give a number from 0 to 4294967295"),
+    "negative seed": (
+        (VIDEO, "--seed", "-1"),
+        "give a whole number from 0 to 4294967295",
+    ),
     "no duration": ((VIDEO, "--duration", "0"), "duration 0.0 is out of range"),
     "endless caption": (
         (VIDEO, "--caption", "a" * 100_000),

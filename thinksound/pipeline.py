@@ -8,7 +8,6 @@ result.save("clip_with_sound.mp4")
 from __future__ import annotations
 
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -78,11 +77,13 @@ class Options:
             _check_number("duration", self.duration_s, MIN_DURATION_S, MAX_DURATION_S)
 
 
-def _check_number(name: str, value: float, low: float, high: float, whole: bool = False) -> None:
-    if whole and not (isinstance(value, int) and not isinstance(value, bool)):
-        raise InputError(f"{name} {value!r} is not a whole number; give one from {low} to {high}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise InputError(f"{name} {value!r} is out of range; give a number from {low:.10g} to {high:.10g}")
+def _check_number(name: str, value: object, low: float, high: float, whole: bool = False) -> None:
+    kind = "whole number" if whole else "number"
+    allowed = f"give a {kind} from {low:.10g} to {high:.10g}"
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise InputError(f"{name} {value!r} is not a {kind}; {allowed}")
+    if not low <= value <= high:  # false for NaN too
+        raise InputError(f"{name} {value!r} is out of range; {allowed}")
 
 
 @dataclass(frozen=True)
@@ -330,6 +331,8 @@ class Pipeline:
     def _check_texts(caption: str, cot: str) -> tuple[str, str]:
         """The two texts as the encoders get them."""
         for name, text in (("caption", caption), ("cot", cot)):
+            if not isinstance(text, str):
+                raise InputError(f"{name} {text!r} is not a text")
             if len(text) > MAX_TEXT:
                 raise InputError(
                     f"{name} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed, "

@@ -143,12 +143,20 @@ class Placement:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._modules: dict[str, nn.Module] = {}
+        # Where each tensor of an offloaded network is kept, and what it is between visits to the GPU.
+        self._home: dict[str, list[tuple[dict[str, Any], str, Tensor]]] = {}
 
     def place(self, name: str, module: nn.Module) -> None:
         """Take charge of a ready network and bring it to its device, unless it is offloaded."""
-        self._modules[name] = module
-        if not self.plan.offload:
+        if self.plan.offload:
+            self._home[name] = [
+                (table, key, tensor)
+                for part in module.modules()
+                for table in (part._parameters, part._buffers)
+                for key, tensor in table.items()
+                if tensor is not None
+            ]
+        else:
             module.to(self.plan.devices[name])
 
     @contextmanager
@@ -161,21 +169,14 @@ class Placement:
         from torch import nn
 
         device = self.plan.devices[name]
-        home: list[tuple[dict[str, Any], str, Tensor]] = [
-            (table, key, tensor)
-            for module in self._modules[name].modules()
-            for table in (module._parameters, module._buffers)
-            for key, tensor in table.items()
-            if tensor is not None
-        ]
         try:
-            for table, key, tensor in home:
+            for table, key, tensor in self._home[name]:
                 visitor = tensor.to(device)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 table[key] = nn.Parameter(visitor, requires_grad=False) if is_parameter else visitor
             yield
         finally:
-            for table, key, tensor in home:
+            for table, key, tensor in self._home[name]:
                 table[key] = tensor
             torch.cuda.empty_cache()
 
@@ -199,6 +200,6 @@ def memory_errors() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     raise PlacementError(
-        f"{message}; try a shorter duration, offloading (--offload), a smaller number format "
-        "(--dtype bfloat16), or a second GPU (--device cuda:0,cuda:1)"
+        f"{message}; try a shorter duration, offloading (--offload, THINKSOUND_OFFLOAD=1), a smaller number "
+        "format (--dtype bfloat16), or a second GPU (--device cuda:0,cuda:1)"
     )
