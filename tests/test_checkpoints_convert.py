@@ -145,6 +145,20 @@ def test_a_failed_conversion_leaves_nothing_and_keeps_the_old_copy(tmp_path: Pat
     assert {path.name for path in (folder / "converted").iterdir()} == {"vae.safetensors", "t5-v1_1-xl"}
 
 
+def test_a_disk_that_takes_no_more_leaves_no_file_and_one_message(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    folder = published.copies(tmp_path, "vae", "t5")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # bytes in one file
+    try:
+        for key in ("vae", "t5"):
+            with pytest.raises(WeightsError, match=r"converted/.*: cannot be written \(File too large\)"):
+                convert(folder, [key], {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((folder / "converted").iterdir()) == []
+
+
 def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
     folder = published.copies(tmp_path, "vae")
     shutil.copyfile(folder / "vae.ckpt", folder / "thinksound_light.ckpt")

@@ -24,10 +24,13 @@ LARGE_CHECKPOINT = CHECKPOINT * 25
 CHUNK = 10 << 20  # huggingface_hub writes so many bytes at a time, and loses less than that when cut
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from thinksound.checkpoints.download import download
 from thinksound.errors import WeightsError
+if limit := os.environ.get("LARGEST_FILE"):
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 seen = []
 try:
     paths = download(Path(sys.argv[1]), sys.argv[2:], lambda *row: seen.append(row))
@@ -249,6 +252,16 @@ def test_too_little_space_is_noticed_before_anything_is_fetched(weights: Path) -
     assert "10000000.00 GB are needed and" in outcome["error"]
     assert "make room or choose another folder" in outcome["error"]
     assert hub.fetched() == []
+
+
+def test_a_disk_that_takes_no_more_is_one_message_and_the_rest_follows_later(weights: Path) -> None:
+    pytest.importorskip("resource")
+    with Hub({THINKSOUND: {"vae.ckpt": LARGE_CHECKPOINT}}) as hub:
+        outcome = run(hub.url, weights, "vae", LARGEST_FILE=str(CHUNK))
+        assert outcome["error"] == "vae.ckpt: File too large; run the same command again"
+        assert left_behind(weights) == []
+        run(hub.url, weights, "vae")
+    assert (weights / "vae.ckpt").read_bytes() == LARGE_CHECKPOINT
 
 
 def test_bundled_files_are_never_looked_for_on_the_hub(tmp_path: Path) -> None:
