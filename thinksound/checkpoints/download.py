@@ -205,7 +205,7 @@ def _in_users_words(repository: str, what: str) -> Iterator[None]:
             raise WeightsError(
                 f"{what}: the disk is full; make room and run the same command again"
             ) from error
-        raise WeightsError(f"{what}: {error}; run the same command again") from error
+        raise WeightsError(f"{what}: {error.strerror or error}; run the same command again") from error
 
 
 class _Bar:
