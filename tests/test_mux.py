@@ -453,7 +453,7 @@ def test_an_interruption_leaves_the_old_file(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a file size limit")
-@pytest.mark.parametrize("name", ["cfr30_10p0s.mp4", "gif_10_1p2s.gif"])
+@pytest.mark.parametrize("name", ["cfr30_3p2s.mp4", "gif_10_1p2s.gif"])
 def test_a_full_disk_gives_one_message_and_no_file(clips: Path, tmp_path: Path, name: str) -> None:
     """The limit is moved through the file, to its very last byte."""
     program = """

@@ -34,9 +34,15 @@ def clip_pixels(frame: np.ndarray) -> np.ndarray:
     """
     height, width, _ = frame.shape
     side = max(height, width)
-    square = Image.new("RGB", (side, side))
+    picture = Image.fromarray(frame)
+    square_width = side
+    if width > height:
+        # Pillow resizes rows, then columns. Black rows stay black: they can wait for the columns.
+        picture = picture.resize((IMAGE_SIZE, height), Image.Resampling.BICUBIC)
+        square_width = IMAGE_SIZE
+    square = Image.new("RGB", (square_width, side))
     # An odd rest leaves the extra pixel right or below.
-    square.paste(Image.fromarray(frame), ((side - width) // 2, (side - height) // 2))
+    square.paste(picture, ((square_width - picture.width) // 2, (side - height) // 2))
     return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 
