@@ -248,7 +248,7 @@ def test_a_file_that_is_no_usable_video(
             r"InputError: caption has 100,000 characters; at most 10,000 are allowed",
         ),
         ({"cot": "x" * 100_000}, r"InputError: cot has 100,000 characters"),
-        ({"seed": -1}, r"InputError: seed -1 is out of range; give a number from 0 to 4294967295"),
+        ({"seed": -1}, r"InputError: seed -1 is out of range; give a whole number from 0 to 4294967295"),
         ({"seed": 2**32}, r"InputError: seed 4294967296 is out of range"),
         (
             {"video": "/etc/hostname"},
