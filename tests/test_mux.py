@@ -271,13 +271,22 @@ def test_odd_sides_gain_a_copy_of_their_last_row_and_column(tmp_path: Path) -> N
             assert abs(picture[47] - picture[46]).max() < 8
 
 
-@pytest.mark.parametrize("codec, copied", [("libx264", True), ("prores_ks", False)])
+@pytest.mark.parametrize(
+    "name, codec, pixel_format, copied",
+    [
+        ("phone.mov", "libx264", "yuv420p", True),
+        ("phone.mp4", "libvpx-vp9", "yuv420p", True),  # the aspect is in the container alone
+        ("phone.mov", "prores_ks", "yuv422p10le", False),
+    ],
+)
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_rotation_and_aspect_are_kept(tmp_path: Path, codec: str, copied: bool, rotation: int) -> None:
+def test_rotation_and_aspect_are_kept(
+    tmp_path: Path, name: str, codec: str, pixel_format: str, copied: bool, rotation: int
+) -> None:
     path = make.render(
-        tmp_path / "phone.mov",
+        tmp_path / name,
         codec=codec,
-        pixel_format="yuv420p" if copied else "yuv422p10le",
+        pixel_format=pixel_format,
         rotation=rotation,
         sample_aspect_ratio=Fraction(4, 3),
     )
