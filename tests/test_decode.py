@@ -67,7 +67,8 @@ def test_chosen_pictures_equal_the_reference(clips: Path, frames_reference: dict
 
 def tick_of(time: Fraction, rate: int) -> int:
     """The tick nearest to a time, halves away from zero."""
-    return int(time * rate + Fraction(1, 2))  # for times that are not negative
+    ticks = abs(time * rate)
+    return int(ticks + Fraction(1, 2)) * (1 if time >= 0 else -1)
 
 
 def expected_indices(times: Sequence[Fraction], rate: int, count: int) -> list[int]:
@@ -102,6 +103,15 @@ def test_each_tick_shows_the_last_picture_that_fell_on_it(
     assert numbers(video.sync_frames) == expected_indices(video.timeline.times, 25, len(video.sync_frames))
     seen = [round(float(time - video.timeline.start), 3) for time in video.timeline.times]
     assert seen == pytest.approx(times, abs=0.0011)
+
+
+def test_a_clock_that_starts_below_zero_rounds_away_from_it(tmp_path: Path) -> None:
+    clip = make.render(tmp_path / "clip.mp4", size=SQUARE, options={"bf": "0"})
+    keep = {"avoid_negative_ts": "disabled"}
+    video = decode_video(make.remux(clip, tmp_path / "clip.ts", shift_s=-0.5, container_options=keep))
+    assert video.start_s == -0.5
+    assert numbers(video.sync_frames) == expected_indices(video.timeline.times, 25, 25)
+    assert numbers(video.clip_frames) == expected_indices(video.timeline.times, 8, 8)
 
 
 @pytest.mark.parametrize("name", NO_TIMES)

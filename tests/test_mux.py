@@ -148,6 +148,15 @@ def test_a_transport_stream_is_copied_picture_by_picture(
     assert decoded(tmp_path / "out.mp4") == decoded(path)
 
 
+def test_a_clock_that_starts_below_zero_is_moved_to_it(tmp_path: Path) -> None:
+    clip = make.render(tmp_path / "clip.mp4", options={"bf": "0"})
+    keep = {"avoid_negative_ts": "disabled"}
+    video = decode_video(make.remux(clip, tmp_path / "clip.ts", shift_s=-0.5, container_options=keep))
+    assert video.start_s == -0.5
+    assert muxed(video, tmp_path / "out.mp4").copied
+    check_picture(tmp_path / "out.mp4", video)
+
+
 def decoded(path: Path) -> list[str]:
     with av.open(path) as container:
         return [hashlib.sha256(f.to_ndarray().tobytes()).hexdigest() for f in container.decode(video=0)]
