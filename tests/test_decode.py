@@ -183,6 +183,49 @@ def test_the_edit_list_ends_where_the_last_picture_does(clips: Path, name: str) 
         assert end == pytest.approx(float((last.pts + last.duration) * stream.time_base), abs=0.001)
 
 
+def box(kind: bytes, *content: bytes) -> bytes:
+    body = b"".join(content)
+    return (8 + len(body)).to_bytes(4, "big") + kind + body
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    "edits, end",
+    [
+        ([(3000, 0)], Fraction(5)),
+        ([(3000, 1024)], Fraction(5)),
+        ([(600, -1), (3000, 512)], Fraction(6)),  # a pause, then the pictures
+        ([(0, 0)], None),  # a fragmented file: not known yet
+        ([(600, -1)], None),
+        ([(3000, 0), (600, -1)], None),
+        ([(1500, 0), (1500, 90_000)], None),  # two stretches
+        ([], Fraction(0)),
+    ],
+)
+def test_an_edit_list_is_read_where_it_says_no_more_than_start_and_end(
+    tmp_path: Path, wide: bool, edits: list[tuple[int, int]], end: Fraction | None
+) -> None:
+    width = 8 if wide else 4
+    version = bytes([wide, 0, 0, 0])
+    dates = bytes(2 * width)
+    header = box(b"mvhd", version, dates, (600).to_bytes(4, "big"), bytes(100))
+    rows = [
+        duration.to_bytes(width, "big") + start.to_bytes(width, "big", signed=True) + b"\0\1\0\0"
+        for duration, start in edits
+    ]
+    edit_list = box(b"elst", version, len(rows).to_bytes(4, "big"), *rows)
+    tracks = [
+        box(b"trak", box(b"tkhd", version, dates, (1).to_bytes(4, "big"), bytes(60))),
+        box(
+            b"trak", box(b"tkhd", version, dates, (2).to_bytes(4, "big"), bytes(60)), box(b"edts", edit_list)
+        ),
+    ]
+    path = tmp_path / "boxes.mp4"
+    path.write_bytes(box(b"ftyp", b"isom") + box(b"moov", header, *tracks) + box(b"mdat", bytes(10)))
+    assert edit_list_end(path, 2) == end
+    assert edit_list_end(path, 1) is None
+
+
 def test_an_edit_list_that_cannot_be_read_is_ignored(clips: Path, tmp_path: Path) -> None:
     content = (clips / "bframes_editlist_25_3p2s.mp4").read_bytes()
     position = content.index(b"elst")

@@ -27,6 +27,7 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from ..rates import MAX_DURATION_S
 from .files import check_output, whole_file
 from .probe import open_video
 from .timeline import PresentedFrames, Timeline
@@ -87,14 +88,13 @@ def mux(
         _create_mp4(temporary) as target,
     ):
         target.metadata.update({key: value.replace("\0", " ") for key, value in metadata.items()})
+        time_base = _output_time_base(stream.time_base or _COARSEST)
         if reason:
             end = video.timeline.end
             frames = takewhile(lambda timed: timed.time < end, PresentedFrames(container, stream))
-            picture: Iterator[Packet[Any]] = encode_h264(
-                target, frames, video.info, end, _output_time_base(stream)
-            )
+            picture: Iterator[Packet[Any]] = encode_h264(target, frames, video.info, end, time_base)
         else:
-            picture = _copy(target, container, stream, video, packets)
+            picture = _copy(target, container, stream, video, packets, time_base)
         sound: Iterator[Packet[Any]] = _encode_sound(target, pcm16, sample_rate)
         for packet in heapq.merge(picture, sound, key=_decoded_at):
             target.mux(packet)
@@ -165,11 +165,12 @@ def _copy(
     stream: VideoStream,
     video: DecodedVideo,
     packets: list[_PacketTimes],
+    time_base: Fraction,
 ) -> Iterator[Packet[VideoStream]]:
     """The packets as they are, moved in time so that the first picture shown is at 0."""
     timeline = video.timeline
     copy = target.add_stream_from_template(stream, opaque=True)
-    copy.time_base = time_base = _output_time_base(stream)
+    copy.time_base = time_base
     copy.codec_context.sample_aspect_ratio = video.info.sample_aspect_ratio
     if video.info.codec == "hevc" and not _parameters_are_in_band(stream.codec_context.extradata or b""):
         copy.codec_context.codec_tag = "hvc1"  # the only tag for which QuickTime plays HEVC
@@ -189,12 +190,11 @@ def _copy(
     return moved()
 
 
-def _output_time_base(stream: VideoStream) -> Fraction:
+def _output_time_base(time_base: Fraction) -> Fraction:
     """A unit that divides the input's and is at most half a sample of sound."""
-    denominator = Fraction(stream.time_base or _COARSEST).denominator
-    if denominator > _COARSEST.denominator * 100:
-        return _COARSEST  # nanoseconds: long stills would not fit into MP4's 32 bits
-    return Fraction(1, denominator * math.ceil(_COARSEST.denominator / denominator))
+    if time_base.denominator * MAX_DURATION_S >= 2**32:
+        return _COARSEST  # MP4 counts how long a picture stays in 32 bits
+    return Fraction(1, time_base.denominator * math.ceil(_COARSEST.denominator / time_base.denominator))
 
 
 def _decoding_times(packets: list[_PacketTimes]) -> list[int]:

@@ -18,7 +18,6 @@ from av.filter import Graph
 from av.packet import Packet
 from av.sidedata.sidedata import SideData
 from av.video.frame import PictureType, VideoFrame
-from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from .probe import VideoInfo
@@ -48,7 +47,7 @@ def encode_h264(
     first = next(frames)
     # 4:2:0 needs even sides.
     width, height = (side + side % 2 for side in (first.frame.width, first.frame.height))
-    prepared = _prepared(chain([first], frames), width, height)
+    prepared = _prepared(chain([first], frames), _filters(first.frame, width, height))
     _, picture = shown = next(prepared)
 
     encoder = target.add_stream("libx264", rate=info.average_rate or 25, options=_X264)
@@ -86,27 +85,14 @@ def _with_durations(packets: list[Packet[VideoStream]], stays: deque[int]) -> It
         yield packet
 
 
-def _prepared(frames: Iterator[TimedFrame], width: int, height: int) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """Pictures of one size, progressive, in 4:2:0; filters keep their number and order."""
+def _prepared(frames: Iterator[TimedFrame], graph: Graph) -> Iterator[tuple[Fraction, VideoFrame]]:
+    """The filtered pictures with their times: filters keep the number and the order."""
     times: deque[Fraction] = deque()  # of the pictures that are in the filters
-    graph: Graph | None = None
-    key: tuple[object, ...] = ()
     for index, timed in enumerate(frames):
-        frame = timed.frame
-        properties = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
-        if graph is None or properties != key:
-            if graph is not None:
-                yield from _drained(graph, times)
-            key, graph = properties, _filters(frame, width, height)
-        frame.pts, frame.time_base = index, Fraction(1, 25)  # deinterlacing wants increasing ones
+        timed.frame.pts, timed.frame.time_base = index, Fraction(1, 25)  # deinterlacing wants increasing ones
         times.append(timed.time)
-        graph.vpush(frame)
+        graph.vpush(timed.frame)
         yield from _pulled(graph, times)
-    if graph is not None:
-        yield from _drained(graph, times)
-
-
-def _drained(graph: Graph, times: deque[Fraction]) -> Iterator[tuple[Fraction, VideoFrame]]:
     graph.vpush(None)
     yield from _pulled(graph, times)
 
@@ -120,37 +106,31 @@ def _pulled(graph: Graph, times: deque[Fraction]) -> Iterator[tuple[Fraction, Vi
         yield times.popleft(), frame
 
 
-def _filters(frame: VideoFrame, width: int, height: int) -> Graph:
-    """Filters from pictures like ``frame`` to progressive 4:2:0 of the given size."""
+def _filters(first: VideoFrame, width: int, height: int) -> Graph:
+    """Filters to progressive 4:2:0 of the size given, the first picture's or one more."""
     graph = Graph()
     nodes = [
         graph.add(
             "buffer",
-            video_size=f"{frame.width}x{frame.height}",
-            pix_fmt=frame.format.name,
+            video_size=f"{first.width}x{first.height}",
+            pix_fmt=first.format.name,
             time_base="1/25",
-            colorspace=str(frame.colorspace),
-            range=str(frame.color_range),
+            colorspace=str(first.colorspace),
+            range=str(first.color_range),
         )
     ]
-    if frame.interlaced_frame:
+    if first.interlaced_frame:
         nodes.append(graph.add("bwdif", "mode=send_frame:deint=interlaced"))
-    if frame.format.is_rgb:
-        colors = ":out_color_matrix=bt709:out_range=tv"
-    elif frame.color_range == ColorRange.JPEG:
-        colors = ":out_range=pc"
-    else:
-        colors = ""
-    missing = width - frame.width, height - frame.height
-    if max(missing) == 1 and min(missing) >= 0:
+    # RGB has no matrix to keep; players take BT.709 for granted.
+    colors = ":out_color_matrix=bt709:out_range=tv" if first.format.is_rgb else ""
+    nodes.append(graph.add("scale", f"{first.width}:{first.height}{colors}"))
+    right, bottom = width - first.width, height - first.height
+    if right or bottom:
         # Without subsampling: the borders of 4:2:0 are drawn two pixels wide.
-        nodes.append(graph.add("scale", f"iw:ih{colors}"))
         nodes.append(graph.add("format", "yuv444p"))
         nodes.append(graph.add("pad", f"{width}:{height}"))
-        nodes.append(graph.add("fillborders", f"right={missing[0]}:bottom={missing[1]}:mode=smear"))
+        nodes.append(graph.add("fillborders", f"right={right}:bottom={bottom}:mode=smear"))
         nodes.append(graph.add("scale"))
-    else:
-        nodes.append(graph.add("scale", f"{width}:{height}{colors}"))
     nodes.append(graph.add("format", _YUV))
     graph.link_nodes(*nodes, graph.add("buffersink")).configure()
     return graph
