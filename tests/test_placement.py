@@ -7,12 +7,22 @@ import torch
 
 from thinksound.errors import InputError, PlacementError
 from thinksound.presets import LIGHT, NETWORKS
-from thinksound.runtime.placement import GPU, Machine, Placement, Plan, make_plan, memory_errors
+from thinksound.runtime.placement import (
+    GPU,
+    Machine,
+    Placement,
+    Plan,
+    detect_machine,
+    make_plan,
+    memory_errors,
+    runs_on,
+)
 
 H200 = GPU("H200", 140 * 2**30, bfloat16=True)
 RTX_4090 = GPU("RTX 4090", 24 * 2**30, bfloat16=True)
 RTX_3060 = GPU("RTX 3060", 8 * 2**30, bfloat16=True)
 T4 = GPU("T4", 15 * 2**30, bfloat16=False)
+GTX_1060 = GPU("GTX 1060", 6 * 2**30, bfloat16=False, usable=False)
 
 
 def plan(*gpus: GPU, **wishes) -> Plan:
@@ -44,6 +54,36 @@ def test_two_gpus_split_encoders_from_transformer_and_vae():
     }
     assert plan(H200, H200, H200).devices == made.devices
     assert plan(RTX_4090, RTX_4090, device="cuda:1,cuda:0").devices["dit"] == "cuda:1"
+
+
+def test_gpus_without_code_for_them_are_not_used():
+    assert plan(GTX_1060) == plan()
+    assert set(plan(GTX_1060, RTX_4090).devices.values()) == {"cuda:1"}
+    with pytest.raises(PlacementError, match=r"not built for GTX 1060 \(cuda:0\)"):
+        plan(GTX_1060, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("built_for", "capability", "usable"),
+    [
+        (["sm_75", "sm_80", "sm_90"], (7, 5), True),
+        (["sm_75", "sm_80", "sm_90"], (8, 9), True),
+        (["sm_75", "sm_80", "sm_90"], (6, 1), False),
+        (["sm_75", "sm_80", "sm_90"], (7, 0), False),
+        (["sm_75", "sm_80", "sm_90"], (12, 0), False),
+        (["sm_90a", "sm_120"], (12, 1), True),
+        (["sm_80", "compute_90"], (12, 0), True),
+        (["gfx90a", "gfx1100"], (11, 0), True),
+    ],
+)
+def test_where_a_build_of_pytorch_runs(built_for, capability, usable):
+    assert runs_on(built_for, *capability) is usable
+
+
+def test_what_the_driver_lists_is_no_gpu_if_cuda_cannot_start(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert detect_machine() == Machine()
 
 
 def test_float16_where_a_gpu_lacks_bfloat16():

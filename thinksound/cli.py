@@ -393,6 +393,7 @@ def _describe_installation(folder: Path) -> None:
     print(f"devices      cpu{'' if gpus else ' (no CUDA GPU)'}")
     for index, gpu in enumerate(gpus):
         kind = "bfloat16" if gpu.bfloat16 else "float16"
+        kind = kind if gpu.usable else "which the installed PyTorch is not built for"
         print(f"             cuda:{index} {gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, {kind}")
     for preset in PRESETS.values():
         millions = sum(preset.parameters.values()) / 1e6

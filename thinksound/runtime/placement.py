@@ -9,7 +9,8 @@ network at a time visits the GPU.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class GPU:
     name: str
     memory_bytes: int
     bfloat16: bool
+    usable: bool = True  # the installed PyTorch was built for it
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,39 @@ class Plan:
 
 
 def detect_machine() -> Machine:
-    """Look at the CUDA devices of this machine."""
+    """Look at the CUDA devices of this machine; there are none where its driver is too old for PyTorch."""
     import torch
 
+    if not torch.cuda.is_available():  # the count alone includes what the driver lists but cannot start
+        return Machine()
+    built_for = torch.cuda.get_arch_list()
     gpus = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        # Older GPUs emulate bfloat16 slowly; compute capability 8.0 brought the hardware.
-        gpus.append(GPU(properties.name, properties.total_memory, bfloat16=properties.major >= 8))
+        gpus.append(
+            GPU(
+                properties.name,
+                properties.total_memory,
+                # Older GPUs emulate bfloat16 slowly; compute capability 8.0 brought the hardware.
+                bfloat16=properties.major >= 8,
+                usable=runs_on(built_for, properties.major, properties.minor),
+            )
+        )
     return Machine(tuple(gpus))
+
+
+def runs_on(built_for: Collection[str], major: int, minor: int) -> bool:
+    """Whether PyTorch built for these architectures runs on a GPU of compute capability ``major.minor``.
+
+    Machine code ("sm_86") runs on the later minor versions of its major one, portable code ("compute_90")
+    on everything later. Other names are not NVIDIA's and say nothing.
+    """
+    codes = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built_for]
+    known = [(code[1] == "sm", int(code[2]), int(code[3])) for code in codes if code]
+    return not known or any(
+        (major, minor) >= (code_major, code_minor) and (major == code_major or not machine_code)
+        for machine_code, code_major, code_minor in known
+    )
 
 
 def make_plan(
@@ -84,7 +110,7 @@ def make_plan(
     Args:
         machine: what there is.
         parameters: number of parameters per network.
-        device: "auto" (the first two GPUs, else the one, else the CPU), "cpu", "cuda", "cuda:N",
+        device: "auto" (the first two usable GPUs, else the one, else the CPU), "cpu", "cuda", "cuda:N",
             or two devices "cuda:M,cuda:N" (transformer and VAE on the first, encoders on the second).
         dtype: see `precision.network_dtypes`.
         offload: keep weights in main memory and bring one network at a time to the GPU.
@@ -118,7 +144,8 @@ def _choose_devices(machine: Machine, device: str) -> list[str]:
     """Device names for transformer and VAE, then encoders; one name where both share it."""
     available = [f"cuda:{index}" for index in range(len(machine.gpus))]
     if device == "auto":
-        return available[:2] or ["cpu"]
+        usable = [name for name, gpu in zip(available, machine.gpus, strict=True) if gpu.usable]
+        return usable[:2] or ["cpu"]
     if device == "cpu":
         return ["cpu"]
     names = ["cuda:0" if name.strip() == "cuda" else name.strip() for name in device.split(",")]
@@ -130,6 +157,12 @@ def _choose_devices(machine: Machine, device: str) -> list[str]:
             raise PlacementError(
                 f"device {name} is not there; this machine has {found or 'no CUDA GPU'}; "
                 f"give {' or '.join([*available, 'cpu'])}"
+            )
+        gpu = machine.gpus[available.index(name)]
+        if not gpu.usable:
+            raise PlacementError(
+                f"the installed PyTorch is not built for {gpu.name} ({name}); "
+                "install a build that is, or give another device, such as cpu"
             )
     return names
 
