@@ -22,6 +22,7 @@ H200 = GPU("H200", 140 * 2**30, bfloat16=True)
 RTX_4090 = GPU("RTX 4090", 24 * 2**30, bfloat16=True)
 RTX_3060 = GPU("RTX 3060", 8 * 2**30, bfloat16=True)
 T4 = GPU("T4", 15 * 2**30, bfloat16=False)
+GT_1030 = GPU("GT 1030", 2 * 2**30, bfloat16=False)
 GTX_1060 = GPU("GTX 1060", 6 * 2**30, bfloat16=False, usable=False)
 
 
@@ -54,6 +55,12 @@ def test_two_gpus_split_encoders_from_transformer_and_vae():
     }
     assert plan(H200, H200, H200).devices == made.devices
     assert plan(RTX_4090, RTX_4090, device="cuda:1,cuda:0").devices["dit"] == "cuda:1"
+
+
+def test_a_second_gpu_that_is_too_small_is_left_alone():
+    assert plan(RTX_4090, GT_1030) == plan(RTX_4090)
+    assert not plan(RTX_3060, RTX_3060).offload
+    assert plan(RTX_4090, GT_1030, device="cuda:0,cuda:1").offload  # unless asked for
 
 
 def test_gpus_without_code_for_them_are_not_used():

@@ -110,8 +110,9 @@ def make_plan(
     Args:
         machine: what there is.
         parameters: number of parameters per network.
-        device: "auto" (the first two usable GPUs, else the one, else the CPU), "cpu", "cuda", "cuda:N",
-            or two devices "cuda:M,cuda:N" (transformer and VAE on the first, encoders on the second).
+        device: "auto" (the first two usable GPUs if both are large enough, else the first, else the
+            CPU), "cpu", "cuda", "cuda:N", or two devices "cuda:M,cuda:N" (transformer and VAE on the
+            first, encoders on the second).
         dtype: see `precision.network_dtypes`.
         offload: keep weights in main memory and bring one network at a time to the GPU.
     """
@@ -132,6 +133,8 @@ def make_plan(
     for name, gpu in gpus.items():
         needed = sum(sizes[network] for network in NETWORKS if devices[network] == name) + WORKING_BYTES
         if needed > gpu.memory_bytes:
+            if device == "auto" and len(chosen) == 2:  # such as a small one for the screen
+                return make_plan(machine, parameters, chosen[0], dtype)
             note = (
                 f"{gpu.name} ({name}) has {_gib(gpu.memory_bytes)}, the networks need about {_gib(needed)}: "
                 "offloading, one network at a time on the GPU"
