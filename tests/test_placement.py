@@ -159,6 +159,9 @@ def test_running_out_of_memory_says_what_to_try():
             raise error
     with pytest.raises(PlacementError, match="out of main memory"), memory_errors():
         torch.empty(2**60)
+    for said in ("CUDA error: out of memory\nCUDA kernel errors ...", "CUBLAS_STATUS_ALLOC_FAILED"):
+        with pytest.raises(PlacementError, match="out of GPU memory; try"), memory_errors():
+            raise torch.AcceleratorError(said)
     with pytest.raises(RuntimeError, match="shapes"), memory_errors():
         raise RuntimeError("shapes do not match")
 

@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 
 ENCODERS = ("metaclip", "t5", "synchformer")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Parts of PyTorch's messages, and what they mean.
+_OUT_OF_MEMORY = {
+    "can't allocate memory": "out of main memory",
+    "CUDA error: out of memory": "out of GPU memory",
+    "CUBLAS_STATUS_ALLOC_FAILED": "out of GPU memory",
+    "CUDNN_STATUS_ALLOC_FAILED": "out of GPU memory",
+}
 # Beside the weights: activations of a one-minute request and CUDA's own context.
 WORKING_BYTES = 3 * 2**30
 
@@ -227,10 +234,10 @@ def memory_errors() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         message = str(error).split(". ")[0] or "out of memory"
     except RuntimeError as error:
-        # PyTorch's CPU allocator has no exception class of its own.
-        if "can't allocate memory" not in str(error):
+        # Neither PyTorch's CPU allocator nor CUDA's libraries have an exception class of their own.
+        message = next((words for sign, words in _OUT_OF_MEMORY.items() if sign in str(error)), "")
+        if not message:
             raise
-        message = "out of main memory"
     else:
         return
     if torch.cuda.is_available():
