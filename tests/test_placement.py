@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -151,6 +153,26 @@ def test_offloaded_weights_go_home_after_each_visit():
     with pytest.raises(KeyError), placement.on_device("dit"):
         raise KeyError("a request that fails half-way")
     assert network.weight is weight
+
+
+def test_offloaded_networks_of_two_requests_wait_for_each_other():
+    made = Plan(dict.fromkeys(NETWORKS, "meta"), dict.fromkeys(NETWORKS, "float32"), offload=True)
+    placement = Placement(made)
+    networks = {name: torch.nn.Linear(3, 2) for name in ("dit", "vae")}
+    for name, network in networks.items():
+        placement.place(name, network)
+    entered = threading.Event()
+
+    def other_request() -> None:
+        with placement.on_device("vae"):
+            entered.set()
+
+    thread = threading.Thread(target=other_request)
+    with placement.on_device("dit"):
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    thread.join()
 
 
 def test_running_out_of_memory_says_what_to_try():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -188,6 +189,7 @@ class Placement:
         self.plan = plan
         # Where each tensor of an offloaded network is kept, and what it is between visits to the GPU.
         self._home: dict[str, list[tuple[dict[str, Any], str, Tensor]]] = {}
+        self._visit = threading.Lock()  # held by the one that is on the GPU
 
     def place(self, name: str, module: nn.Module) -> None:
         """Take charge of a ready network and bring it to its device, unless it is offloaded."""
@@ -204,7 +206,7 @@ class Placement:
 
     @contextmanager
     def on_device(self, name: str) -> Iterator[None]:
-        """The named network is on its device inside of this block."""
+        """The named network is on its device inside of this block; offloaded ones wait for each other."""
         if not self.plan.offload:
             yield
             return
@@ -212,16 +214,17 @@ class Placement:
         from torch import nn
 
         device = self.plan.devices[name]
-        try:
-            for table, key, tensor in self._home[name]:
-                visitor = tensor.to(device)
-                is_parameter = isinstance(tensor, nn.Parameter)
-                table[key] = nn.Parameter(visitor, requires_grad=False) if is_parameter else visitor
-            yield
-        finally:
-            for table, key, tensor in self._home[name]:
-                table[key] = tensor
-            torch.cuda.empty_cache()
+        with self._visit:
+            try:
+                for table, key, tensor in self._home[name]:
+                    visitor = tensor.to(device)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    table[key] = nn.Parameter(visitor, requires_grad=False) if is_parameter else visitor
+                yield
+            finally:
+                for table, key, tensor in self._home[name]:
+                    table[key] = tensor
+                torch.cuda.empty_cache()
 
 
 @contextmanager
