@@ -172,5 +172,15 @@ def test_bundled_files_are_found_beside_the_package_from_any_weights_folder(tmp_
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_every_verified_file_has_progress_of_its_own(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    shutil.copytree(default_bundled(), tmp_path / "own" / "tiny")
+    for weights in (tmp_path / "own", tmp_path):  # inside of the weights folder, and elsewhere
+        seen.clear()
+        rows = checksums.verify(weights, progress=lambda *row: seen.append(row))
+        assert len({label for label, _, _ in seen}) == len(rows)
+        assert [done for _, done, _ in seen][-1] == rows[-1].size
+
+
 def default_bundled() -> Path:
     return Path(__file__).parents[1] / "weights" / "tiny"

@@ -113,7 +113,9 @@ def test_of_a_folder_one_copy_of_the_weights_and_the_tokenizer_are_fetched(weigh
         "README.md": b"r",
     }
     with Hub({"google/t5-v1_1-xl": wanted | not_wanted}) as hub:
-        run(hub.url, weights, "t5")
+        outcome = run(hub.url, weights, "t5")
+    # Two folders have a config.json: a name alone would show the second one's progress as finished.
+    assert {row[0] for row in outcome["progress"]} == {f"t5-v1_1-xl/{name}" for name in wanted}
     folder = weights / "t5-v1_1-xl"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == wanted
     assert missing(weights, ["t5"]) == []

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -50,8 +51,8 @@ class Verified:
     status: Literal["ok", "recorded", "changed", "accepted"]
 
 
-def file_sha256(path: Path, progress: Progress | None = None) -> str:
-    """The hash of a file, read in pieces of 4 MiB."""
+def file_sha256(path: Path, report: Callable[[int, int], None] | None = None) -> str:
+    """The hash of a file, read in pieces of 4 MiB; ``report(bytes done, bytes in all)`` after each."""
     digest, done = hashlib.sha256(), 0
     try:
         total = path.stat().st_size
@@ -59,8 +60,8 @@ def file_sha256(path: Path, progress: Progress | None = None) -> str:
             while piece := file.read(1 << 22):
                 digest.update(piece)
                 done += len(piece)
-                if progress is not None:
-                    progress(path.name, done, total)
+                if report is not None:
+                    report(done, total)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     return digest.hexdigest()
@@ -125,7 +126,7 @@ def verify(weights_dir: Path, accept: bool = False, progress: Progress | None = 
     """
     rows = []
     for path in present_files(weights_dir):
-        sha256 = file_sha256(path, progress)
+        sha256 = file_sha256(path, partial(progress, _label(weights_dir, path)) if progress else None)
         root = _bundled_root(weights_dir, path)
         if root is not None:
             expected = _bundled_table(root).get(path.relative_to(root).as_posix())
@@ -153,6 +154,10 @@ def seal(folder: Path) -> None:
 
 def _name(weights_dir: Path, path: Path) -> str:
     return path.relative_to(weights_dir).as_posix()
+
+
+def _label(weights_dir: Path, path: Path) -> str:
+    return _name(weights_dir, path) if path.is_relative_to(weights_dir) else path.as_posix()
 
 
 def _unchanged(record: Record, path: Path) -> bool:

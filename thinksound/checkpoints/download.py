@@ -137,6 +137,7 @@ def _check_space(staging: Path, remotes: list[_Remote]) -> None:
 
 def _fetch(weights_dir: Path, staging: Path, remote: _Remote, progress: Progress | None) -> None:
     partial = _partial(staging, remote)
+    label = remote.target.relative_to(weights_dir).as_posix()  # both text encoders have a config.json
     with partial.open("ab") as stream:
         if stream.tell() > remote.size:
             stream.seek(0)
@@ -147,7 +148,7 @@ def _fetch(weights_dir: Path, staging: Path, remote: _Remote, progress: Progress
             resume_size=stream.tell(),
             headers=build_hf_headers(),
             expected_size=remote.size,
-            tqdm_class=cast(Any, functools.partial(_Bar, remote.name, progress)),
+            tqdm_class=cast(Any, functools.partial(_Bar, label, progress)),
         )
     if not _is_intact(partial, remote):
         partial.unlink()
@@ -211,8 +212,8 @@ def _in_users_words(repository: str, what: str) -> Iterator[None]:
 class _Bar:
     """What huggingface_hub takes for a progress bar; passes the byte count on."""
 
-    def __init__(self, name: str, report: Progress | None, total: int, initial: int, **_: object) -> None:
-        self._name = name
+    def __init__(self, label: str, report: Progress | None, total: int, initial: int, **_: object) -> None:
+        self._label = label
         self._report = report
         self._total = total
         self._done = initial
@@ -220,7 +221,7 @@ class _Bar:
     def update(self, count: int) -> None:
         self._done += count
         if self._report is not None:
-            self._report(self._name, self._done, self._total)
+            self._report(self._label, self._done, self._total)
 
     def __enter__(self) -> _Bar:
         return self
