@@ -215,6 +215,15 @@ def test_where_the_weights_belong(tmp_path, capsys):
     assert text.count("missing") == 5
 
 
+def test_where_a_network_of_which_only_the_converted_copy_is_here_lies(tmp_path, capsys):
+    copy = tmp_path / "converted" / "vae.safetensors"
+    copy.parent.mkdir()
+    copy.touch()
+    assert main(["weights", "path", "--weights", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert f"here     {copy}" in text and "vae.ckpt" not in text
+
+
 def test_an_interrupt_leaves_nothing_behind(clips, tmp_path):
     command = ["generate", clips / "cfr30_10p0s.mp4", "--preset", "tiny", "--steps", "100"]
     with subprocess.Popen(

@@ -332,18 +332,18 @@ def _weights_dir(arguments: argparse.Namespace) -> Path:
 
 
 def _weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
-    """One line per file that the presets need, and whether it is there."""
-    from .checkpoints.locate import missing, published_path
+    """One line per file that the presets need: each copy that is here, or where it belongs."""
+    from .checkpoints.locate import is_complete, published_path
     from .checkpoints.registry import weight_file
 
-    keys = dict.fromkeys(key for name in presets for key in PRESETS[name].weights.values())
-    absent = {file.key for file in missing(folder, keys)}
     lines = []
-    for key in keys:
+    for key in dict.fromkeys(key for name in presets for key in PRESETS[name].weights.values()):
         file = weight_file(key)
-        lines.append(
-            f"{'missing' if key in absent else 'here':<8} {published_path(folder, file)}  ({file.licence})"
-        )
+        published, converted = published_path(folder, file), folder / file.converted_path
+        here = [path for path in (published, converted) if is_complete(file, path)]
+        lines += [f"here     {path}  ({file.licence})" for path in here]
+        if not here:
+            lines.append(f"missing  {published}  ({file.licence})")
     return lines
 
 
