@@ -42,7 +42,10 @@ def describe_missing(weights_dir: Path, files: Iterable[WeightFile]) -> str:
             )
         else:
             lines.append(f"  {file.path}, from {file.repository} on the Hugging Face hub")
-    lines.append("run `thinksound weights download`, or put them there by hand under these names")
+    lines.append(
+        "run `thinksound weights download` (with --preset and --weights as here), or put them there by hand "
+        "under these names"
+    )
     return "\n".join(lines)
 
 
