@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from thinksound import WeightsError
 from thinksound.config import SynchformerConfig
-from thinksound.encoders.features import Features
 from thinksound.encoders.metaclip import MetaCLIP, build_metaclip
 from thinksound.encoders.pretrained import tokenize
 from thinksound.encoders.sync import encode_sync
@@ -302,11 +301,3 @@ def test_a_folder_that_is_not_right_is_refused(
     break_folder(folder, damage)
     with pytest.raises(WeightsError, match=message):
         build(folder)
-
-
-def test_features_move_together() -> None:
-    features = Features(*(torch.zeros(1, size) for size in (1, 2, 3, 4)))
-    moved = features.to("meta")
-    for name in ("clip_features", "sync_features", "text_features", "t5_features"):
-        assert getattr(moved, name).is_meta
-        assert getattr(moved, name).shape == getattr(features, name).shape
