@@ -22,7 +22,7 @@ from torch import nn
 from transformers import CLIPConfig, T5Config
 
 import thinksound
-from thinksound.checkpoints.registry import default_weights_dir
+from thinksound.checkpoints.registry import repository_weights_dir
 from thinksound.encoders import metaclip, t5
 from thinksound.encoders.sync import encode_sync
 from thinksound.media.audio import fit_length, to_pcm16
@@ -33,7 +33,7 @@ from thinksound.models.mmdit import MMDiT
 from thinksound.models.oobleck import AudioVAE
 from thinksound.models.synchformer import Synchformer
 from thinksound.pipeline import Options, Pipeline
-from thinksound.presets import PRESETS, Preset, get_preset
+from thinksound.presets import PRESETS, TINY, Preset, get_preset
 from thinksound.rates import audio_sample_count, latent_frame_count
 from thinksound.runtime.placement import Placement, detect_machine, make_plan
 from thinksound.runtime.precision import DTYPES
@@ -145,7 +145,7 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
 
 def measure(stage: str, work: Callable[[], object], repeat: int) -> None:
     """Run once uncounted, then ``repeat`` times; print one row."""
-    gpus = range(torch.cuda.device_count())
+    gpus = range(len(detect_machine().gpus))
 
     def wait() -> None:
         for index in gpus:
@@ -167,9 +167,8 @@ def measure(stage: str, work: Callable[[], object], repeat: int) -> None:
 
 def peak_mib() -> float:
     """On GPUs what their tensors took since the last reset, together; else the process's peak so far."""
-    if torch.cuda.is_available():
-        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    on_gpus = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return on_gpus / 2**20 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> Pipeline:
@@ -187,18 +186,16 @@ def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> P
                         table[key] = nn.Parameter(values, requires_grad=False)
         network.to(where).train(False)
 
-    tokenizers = default_weights_dir() / "tiny"  # their token numbers exist in the large vocabularies too
     with torch.device("meta"):
         mmdit, vae = MMDiT(preset.mmdit), AudioVAE(preset.vae)
         synchformer = Synchformer(preset.synchformer)
-    clip = metaclip.MetaCLIP(
-        metaclip.build_network(CLIPConfig(**metaclip.PUBLISHED_CONFIG, attn_implementation="sdpa")),
-        metaclip.build_metaclip(tokenizers / "metaclip").tokenizer,
-    )
-    text = t5.T5Text(
-        t5.build_network(T5Config(**t5.PUBLISHED_CONFIG, attn_implementation="eager")),
-        t5.build_t5(tokenizers / "t5").tokenizer,
-    )
+    tiny = repository_weights_dir() / "tiny"  # its token numbers exist in the large vocabularies too
+    clip, text = metaclip.build_metaclip(tiny / "metaclip"), t5.build_t5(tiny / "t5")
+    if preset is not TINY:
+        clip.model = metaclip.build_network(
+            CLIPConfig(**metaclip.PUBLISHED_CONFIG, attn_implementation="sdpa")
+        )
+        text.model = t5.build_network(T5Config(**t5.PUBLISHED_CONFIG, attn_implementation="eager"))
     modules = {
         "metaclip": clip.model,
         "t5": text.model,

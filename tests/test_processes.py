@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,6 +223,36 @@ def test_where_a_network_of_which_only_the_converted_copy_is_here_lies(tmp_path,
     assert main(["weights", "path", "--weights", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert f"here     {copy}" in text and "vae.ckpt" not in text
+
+
+@pytest.mark.parametrize("weights", [(), ("--weights", "random")])
+def test_bench_prints_a_row_for_every_stage(weights):
+    small = ("--duration", "0.3", "--size", "64x64", "--steps", "1", "--repeat", "1", "--device", "cpu")
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "bench.py", *small, *weights],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(\S.*?) {2,}.* ([\d,]+)$", done.stdout, re.M)
+    stages = [stage.split(",")[0] for stage, _ in rows]
+    assert stages == [
+        "set-up",
+        "decode",
+        "MetaCLIP pictures",
+        "MetaCLIP caption",
+        "T5 chain of thought",
+        "Synchformer",
+        "all encoders",
+        "condition projection",
+        "one transformer step",
+        "sampling",
+        "VAE decode",
+        "mux",
+        "whole request",
+    ]
+    assert all(int(mebibytes.replace(",", "")) > 100 for _, mebibytes in rows)
 
 
 def test_an_interrupt_leaves_nothing_behind(clips, tmp_path):
