@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
 
+import thinksound
 from thinksound.errors import InputError, PlacementError
+from thinksound.pipeline import Options
 from thinksound.presets import LIGHT, NETWORKS
 from thinksound.runtime.placement import (
     GPU,
@@ -188,11 +192,41 @@ def test_running_out_of_memory_says_what_to_try():
         raise RuntimeError("shapes do not match")
 
 
+@pytest.fixture
+def concurrent_pipeline():
+    """The tiny networks with texts and pictures encoded in threads, as on GPUs."""
+    pipeline = thinksound.load("tiny", None, "cpu")
+    pipeline.placement.plan = Plan(dict.fromkeys(NETWORKS, "cpu:0"), pipeline.placement.plan.dtypes)
+    assert pipeline.placement.plan.concurrent_encoding
+    return pipeline
+
+
+def test_encoding_side_by_side_changes_nothing(concurrent_pipeline, clips):
+    request = (clips / "cfr25_1p0s.mp4", "rain", "rain on a roof", Options(1, seed=1))
+    together = concurrent_pipeline(*request)
+    assert torch.equal(together.waveform, thinksound.load("tiny", None, "cpu")(*request).waveform)
+
+
+def test_memory_comes_back_when_an_encoder_runs_out_of_it(concurrent_pipeline, clips):
+    held = []
+
+    def run_out(*_: object) -> None:
+        activations = torch.empty(0)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    concurrent_pipeline.metaclip.model.vision_model.register_forward_pre_hook(run_out)
+    gc.disable()
+    try:
+        with pytest.raises(PlacementError, match="CUDA out of memory"):
+            concurrent_pipeline(clips / "cfr25_1p0s.mp4")
+        assert [tensor() for tensor in held] == [None]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.cuda
 def test_placement_does_not_change_latents():
-    import thinksound
-    from thinksound.pipeline import Options
-
     frames = torch.randint(
         0, 256, (25, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

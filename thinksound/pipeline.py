@@ -271,8 +271,11 @@ class Pipeline:
         if self.placement.plan.concurrent_encoding:
             with ThreadPoolExecutor(2) as pool:
                 pending = pool.submit(metaclip), pool.submit(t5)
-                sync_features = synchformer()
-                (clip_features, text_features), t5_features = pending[0].result(), pending[1].result()
+                try:
+                    sync_features = synchformer()
+                    (clip_features, text_features), t5_features = pending[0].result(), pending[1].result()
+                finally:
+                    del pending  # else an error in it and this frame keep each other, and the GPU's memory
         else:
             clip_features, text_features = metaclip()
             t5_features = t5()
