@@ -42,7 +42,7 @@ class Predictor(BasePredictor):
         self.pipeline = thinksound.load(
             preset.name,
             weights,
-            device=os.environ.get("THINKSOUND_DEVICE", "auto"),
+            devices=os.environ.get("THINKSOUND_DEVICE", "auto"),
             dtype=os.environ.get("THINKSOUND_DTYPE", "auto"),
             offload=os.environ.get("THINKSOUND_OFFLOAD") == "1",
         )
@@ -83,7 +83,7 @@ class Predictor(BasePredictor):
             options = Options(num_inference_steps, cfg_scale, seed, duration)
             result = self.pipeline(video, caption, cot, options, _tenths())
             start = time.perf_counter()
-            result.save(output)
+            notes = (*result.notes, *result.save(output))
             timings = result.timings | {"mux": time.perf_counter() - start}
         except ThinkSoundError as error:  # shown without the name that Cog gave the input
             raise type(error)(str(error).replace(str(video), "video")) from None
@@ -91,7 +91,7 @@ class Predictor(BasePredictor):
             if not isinstance(error, CancelationException):
                 logger.exception("this is a bug in thinksound")  # Cog reports no traceback
             raise
-        for note in result.notes:
+        for note in notes:
             logger.info("note: %s", note)
         logger.info("seed %d", result.seed)
         metrics = {f"timing.{stage}": round(seconds, 3) for stage, seconds in timings.items()}

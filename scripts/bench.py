@@ -108,13 +108,13 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
         row("T5 chain of thought", lambda: pipeline.t5.encode("a dog barks twice, then silence"))
     with place("synchformer"):
         row("Synchformer", lambda: encode_sync(pipeline.synchformer, decoded.sync_frames))
-    features = pipeline.encode(decoded.clip_frames, decoded.sync_frames, "a dog", "a dog barks")
+    features = pipeline.encode(decoded, "a dog", "a dog barks")
     row(
         "all encoders",
-        lambda: pipeline.encode(decoded.clip_frames, decoded.sync_frames, "a dog", "a dog barks"),
+        lambda: pipeline.encode(decoded, "a dog", "a dog barks"),
     )
 
-    options = Options(arguments.steps, GUIDANCE_SCALE)
+    options = Options(arguments.steps, GUIDANCE_SCALE, seed=0)
     length = latent_frame_count(decoded.duration_s)
     with place("dit"), torch.inference_mode():
         device = pipeline.mmdit.sync_pos_emb.device
@@ -133,9 +133,9 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
         row("one transformer step, guidance 5", lambda: velocity(noise, 0.5))
     row(
         f"sampling, {arguments.steps} steps",
-        lambda: pipeline.sample(features, decoded.duration_s, options, 0),
+        lambda: pipeline.sample(features, decoded.duration_s, options),
     )
-    _, latents = pipeline.sample(features, decoded.duration_s, Options(1, GUIDANCE_SCALE), 0)
+    _, latents = pipeline.sample(features, decoded.duration_s, Options(1, GUIDANCE_SCALE, seed=0))
     row("VAE decode", lambda: pipeline.decode_audio(latents))
     pcm = fit_length(to_pcm16(pipeline.decode_audio(latents)), audio_sample_count(decoded.duration_s))
     output = video.with_name("out.mp4")

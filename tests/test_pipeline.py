@@ -21,14 +21,14 @@ FAST = Options(num_inference_steps=2, seed=3)
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return thinksound.load("tiny", device="cpu")
+    return thinksound.load("tiny", devices="cpu")
 
 
-def test_a_request_equals_its_stages(pipeline, clips):
+def test_a_request_equals_its_stages(pipeline, clips, tmp_path):
     result = pipeline(clips / "cfr25_1p0s.mp4", "rain", "rain on a roof", FAST)
     decoded = pipeline.decode(clips / "cfr25_1p0s.mp4")
-    features = pipeline.encode(decoded.clip_frames, decoded.sync_frames, "rain", "rain on a roof")
-    noise, latents = pipeline.sample(features, decoded.duration_s, FAST, seed=3)
+    features = pipeline.encode(decoded, "rain", "rain on a roof")
+    noise, latents = pipeline.sample(features, decoded.duration_s, FAST)
     waveform = pipeline.decode_audio(latents)
     for name in ("clip_features", "sync_features", "text_features", "t5_features"):
         assert torch.equal(getattr(result.features, name), getattr(features, name))
@@ -37,6 +37,17 @@ def test_a_request_equals_its_stages(pipeline, clips):
     assert torch.equal(result.waveform, waveform)
     assert result.pcm.shape == (2, 44_100)
     assert set(result.timings) == {"decode", "encode", "sample", "vae"}
+    pipeline.mux(decoded, waveform, tmp_path / "stages.mp4", result.metadata)
+    result.save(tmp_path / "result.mp4")
+    assert (tmp_path / "stages.mp4").read_bytes() == (tmp_path / "result.mp4").read_bytes()
+
+
+def test_options_can_be_given_one_by_one(pipeline, clips):
+    given = pipeline(clips / "cfr25_1p0s.mp4", num_inference_steps=2, seed=3)
+    assert torch.equal(given.latents, pipeline(clips / "cfr25_1p0s.mp4", options=FAST).latents)
+    assert pipeline(clips / "cfr25_1p0s.mp4", options=FAST, seed=4).seed == 4
+    with pytest.raises(TypeError, match="sed"):
+        pipeline(clips / "cfr25_1p0s.mp4", sed=3)
 
 
 def test_each_condition_changes_the_sound(pipeline, clips):
@@ -191,8 +202,8 @@ def test_the_tables_of_parameters_of_our_own_networks(preset):
 
 
 def test_bfloat16_stays_close(clips):
-    exact = thinksound.load("tiny", device="cpu")(clips / "cfr25_1p0s.mp4", "rain", "", Options(24, 5.0, 3))
-    rounded = thinksound.load("tiny", device="cpu", dtype="bfloat16")(
+    exact = thinksound.load("tiny", devices="cpu")(clips / "cfr25_1p0s.mp4", "rain", "", Options(24, 5.0, 3))
+    rounded = thinksound.load("tiny", devices="cpu", dtype="bfloat16")(
         clips / "cfr25_1p0s.mp4", "rain", "", Options(24, 5.0, 3)
     )
     error = (rounded.latents - exact.latents).norm() / exact.latents.norm()
@@ -200,7 +211,9 @@ def test_bfloat16_stays_close(clips):
 
 
 def test_the_python_example_of_the_readme_runs(clips, tmp_path, monkeypatch, capsys):
-    (example,) = re.findall(r"```python\n(import thinksound\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+    section = (ROOT / "README.md").read_text().split("## Python")[1].split("\n## ")[0]
+    example = "\n".join(re.findall(r"```python\n(.*?)```", section, re.S))
+    assert "import thinksound" in example and "pipeline.mux" in example
     (tmp_path / "my_clip.mp4").write_bytes((clips / "cfr25_1p0s.mp4").read_bytes())
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})

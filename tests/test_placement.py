@@ -231,9 +231,9 @@ def test_placement_does_not_change_latents():
         0, 256, (25, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     latents = {}
-    for name, wishes in {"cpu": {"device": "cpu"}, "gpu": {}, "offload": {"offload": True}}.items():
+    for name, wishes in {"cpu": {"devices": "cpu"}, "gpu": {}, "offload": {"offload": True}}.items():
         pipeline = thinksound.load("tiny", dtype="float32", **wishes)
-        features = pipeline.encode(frames[:8], frames, "rain", "rain on a roof")
-        _, latents[name] = pipeline.sample(features, 1.0, Options(num_inference_steps=4), seed=1)
+        features = pipeline._encode(frames[:8], frames, "rain", "rain on a roof")
+        _, latents[name] = pipeline.sample(features, 1.0, Options(num_inference_steps=4, seed=1))
     assert torch.equal(latents["gpu"], latents["offload"])
     assert torch.allclose(latents["gpu"], latents["cpu"], atol=1e-3)

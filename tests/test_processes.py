@@ -265,3 +265,12 @@ def test_an_interrupt_leaves_nothing_behind(clips, tmp_path):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "nothing was written" in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_mp4_cannot_hold_is_encoded_again_and_the_user_is_told(
+    clips, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", str(clips / "gif_10_1p2s.gif"), *FAST]) == 0
+    assert "Note: the picture was encoded again as H.264: MP4 is not made for gif" in capsys.readouterr().err
+    assert streams(tmp_path / "gif_10_1p2s_sound.mp4")["video"][0] == "h264"

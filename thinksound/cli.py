@@ -256,15 +256,12 @@ def _generate(arguments: argparse.Namespace) -> None:
         result = pipeline(video, arguments.caption, arguments.cot, options, bars)
     finally:
         bars.close()
-    for note in result.notes:
-        say(f"Note: {note}")
     if arguments.dump:
         result.dump(arguments.dump)
     if arguments.audio:
         result.save(arguments.audio)
-    muxed = result.save(output)
-    if muxed and not muxed.copied:
-        say(f"Note: the picture was re-encoded: {muxed.reason}")
+    for note in (*result.notes, *result.save(output)):
+        say(f"Note: {note}")
     say("  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.timings.items()))
     say(f"Seed {result.seed}")
     for path in (output, arguments.audio, arguments.dump):

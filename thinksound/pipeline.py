@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -86,6 +87,15 @@ def _check_number(name: str, value: object, low: float, high: float, whole: bool
         raise InputError(f"{name} {value!r} is out of range; {allowed}")
 
 
+def _draw_seed() -> int:
+    return random.SystemRandom().randint(0, MAX_SEED)
+
+
+def _as_long_as(decoded: DecodedVideo, waveform: Tensor) -> Tensor:
+    """The waveform as int16 ``(2, samples)``: normalised, then exactly as long as the picture."""
+    return fit_length(to_pcm16(waveform), audio_sample_count(decoded.duration_s))
+
+
 @dataclass(frozen=True)
 class Result:
     """The sound of one video, and everything on the way to it."""
@@ -103,8 +113,11 @@ class Result:
     notes: tuple[str, ...] = ()
     sample_rate: int = SAMPLE_RATE
 
-    def save(self, path: Path | str) -> MuxResult | None:
+    def save(self, path: Path | str) -> tuple[str, ...]:
         """Write the video with its sound (``.mp4``), or the sound alone (``.wav``).
+
+        Returns:
+            Sentences the user should read, such as why the picture was encoded again.
 
         Raises:
             OutputError: the file cannot be written; nothing is left behind.
@@ -112,14 +125,9 @@ class Result:
         path = Path(path)
         if path.suffix.lower() == ".wav":
             write_wav(path, self.pcm, self.sample_rate)
-            return None
-        return mux(
-            self.video,
-            self.pcm,
-            self.sample_rate,
-            path,
-            metadata=self.metadata,
-        )
+            return ()
+        muxed = mux(self.video, self.pcm, self.sample_rate, path, self.metadata)
+        return () if muxed.copied else (f"the picture was encoded again as H.264: {muxed.reason}",)
 
     def dump(self, path: Path | str) -> None:
         """Write every intermediate to a safetensors file: how two versions are compared.
@@ -183,6 +191,7 @@ class Pipeline:
         cot: str = "",
         options: Options | None = None,
         progress: Progress | None = None,
+        **changes: Any,
     ) -> Result:
         """Generate the sound of a video.
 
@@ -192,38 +201,40 @@ class Pipeline:
             cot: chain of thought, a description step by step; empty uses the caption.
             options: how to sample.
             progress: called as ``progress(stage, done, total)``.
+            changes: fields of `Options` to set, such as ``seed=7``.
 
         Raises:
             ThinkSoundError: with a message for the user; see `thinksound.errors`.
         """
-        options = options or Options()
+        options = replace(options or Options(), **changes)
+        if options.seed is None:
+            options = replace(options, seed=_draw_seed())
         caption, cot = self._check_texts(caption, cot)
-        seed = random.SystemRandom().randint(0, MAX_SEED) if options.seed is None else options.seed
-        progress = progress or (lambda stage, done, total: None)
         clock = _Clock()
 
         with memory_errors():
             with clock.time("decode"):
                 decoded = self.decode(video, options.duration_s, progress)
             with clock.time("encode"):
-                features = self.encode(decoded.clip_frames, decoded.sync_frames, caption, cot, progress)
+                features = self.encode(decoded, caption, cot, progress)
             with clock.time("sample"):
-                noise, latents = self.sample(features, decoded.duration_s, options, seed, progress)
+                noise, latents = self.sample(features, decoded.duration_s, options, progress)
             with clock.time("vae"):
                 waveform = self.decode_audio(latents)
-                pcm = fit_length(to_pcm16(waveform), audio_sample_count(decoded.duration_s))
+                pcm = _as_long_as(decoded, waveform)
 
+        assert options.seed is not None
         return Result(
             waveform=waveform,
             pcm=pcm,
-            seed=seed,
+            seed=options.seed,
             preset=self.preset.name,
             video=decoded,
             features=features,
             noise=noise,
             latents=latents,
             timings=clock.timings,
-            metadata=self._metadata(caption, cot, seed, options),
+            metadata=self._metadata(caption, cot, options),
             notes=decoded.notes,
         )
 
@@ -235,23 +246,27 @@ class Pipeline:
         return decode_video(video, duration_s, report)
 
     def encode(
-        self,
-        clip_frames: Tensor,
-        sync_frames: Tensor,
-        caption: str,
-        cot: str,
-        progress: Progress | None = None,
+        self, decoded: DecodedVideo, caption: str = "", cot: str = "", progress: Progress | None = None
     ) -> Features:
         """Pictures and texts to features on the CPU; side by side where GPUs do the work.
 
         Args:
-            clip_frames: uint8 ``(V, 224, 224, 3)``, 8 per second.
-            sync_frames: uint8 ``(S', 224, 224, 3)``, 25 per second.
+            decoded: what `decode` gave.
             caption: for MetaCLIP.
-            cot: for T5.
+            cot: for T5; empty uses the caption.
             progress: called as ``progress(stage, done, total)``, possibly from another thread.
         """
+        caption, cot = self._check_texts(caption, cot)
+        return self._encode(decoded.clip_frames, decoded.sync_frames, caption, cot, progress)
 
+    def _encode(
+        self,
+        clip_frames: Tensor,  # uint8 (V, 224, 224, 3), 8 per second
+        sync_frames: Tensor,  # uint8 (S', 224, 224, 3), 25 per second
+        caption: str,
+        cot: str,
+        progress: Progress | None = None,
+    ) -> Features:
         def report(stage: str) -> Callable[[int, int], None] | None:
             return (lambda done, total: progress(stage, done, total)) if progress else None
 
@@ -292,12 +307,13 @@ class Pipeline:
         self,
         features: Features,
         duration_s: float,
-        options: Options,
-        seed: int,
+        options: Options | None = None,
         progress: Progress | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Noise and latents, each ``(C, T)`` float32 on the CPU."""
+        """Noise and latents, each ``(C, T)`` float32 on the CPU, for ``duration_s`` seconds of sound."""
+        options = options or Options()
         steps = options.num_inference_steps
+        seed = _draw_seed() if options.seed is None else options.seed
         noise = draw_noise(seed, self.preset.mmdit.latent_dim, latent_frame_count(duration_s))
         with self.placement.on_device("dit"):
             latents = sample_latents(
@@ -322,12 +338,23 @@ class Pipeline:
             device = next(self.vae.decoder.parameters()).device
             return self.vae.decode(latents[None].to(device))[0].float().cpu()
 
+    @staticmethod
+    def mux(
+        decoded: DecodedVideo, waveform: Tensor, path: Path | str, metadata: Mapping[str, str] | None = None
+    ) -> MuxResult:
+        """Write the picture with the sound ``waveform (2, A)``, normalised and cut to its length, as MP4.
+
+        Raises:
+            OutputError: the file cannot be written; nothing is left behind.
+        """
+        return mux(decoded, _as_long_as(decoded, waveform), SAMPLE_RATE, path, metadata or {})
+
     def warm_up(self) -> None:
         """Run every network once on a black second, so that the first request finds everything ready."""
         frames = torch.zeros(SYNC_SEGMENT, 224, 224, 3, dtype=torch.uint8)
         with memory_errors():
-            features = self.encode(frames[:8], frames, "", "")
-            _, latents = self.sample(features, 1.0, Options(num_inference_steps=1), seed=0)
+            features = self._encode(frames[:8], frames, "", "")
+            _, latents = self.sample(features, 1.0, Options(num_inference_steps=1))
             self.decode_audio(latents)
 
     @staticmethod
@@ -346,11 +373,11 @@ class Pipeline:
         caption = caption.strip()
         return caption, cot.strip() or caption
 
-    def _metadata(self, caption: str, cot: str, seed: int, options: Options) -> dict[str, str]:
+    def _metadata(self, caption: str, cot: str, options: Options) -> dict[str, str]:
         return {
             "software": f"thinksound-cog {__version__}",
             "preset": self.preset.name,
-            "seed": str(seed),
+            "seed": str(options.seed),
             "caption": caption,
             "cot": cot,
             "cfg_scale": f"{options.guidance_scale:g}",
@@ -361,7 +388,7 @@ class Pipeline:
 def load(
     preset: str = DEFAULT_PRESET,
     weights: Path | str | None = None,
-    device: str = "auto",
+    devices: str = "auto",
     dtype: str = "auto",
     offload: bool = False,
     progress: Progress | None = None,
@@ -371,7 +398,7 @@ def load(
     Args:
         preset: "thinksound-light", "thinksound" or "tiny".
         weights: folder with the published files; None is ``THINKSOUND_WEIGHTS`` or ``weights/``.
-        device: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N".
+        devices: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N" (transformer and VAE, then encoders).
         dtype: "auto", "float32", "bfloat16" or "float16".
         offload: keep weights in main memory, one network at a time on the GPU.
         progress: called as ``progress("load", done, total)`` after each network.
@@ -381,7 +408,7 @@ def load(
         PlacementError: a device is missing or too small.
     """
     chosen = get_preset(preset)
-    plan = make_plan(detect_machine(), chosen.parameters, device, dtype, offload)
+    plan = make_plan(detect_machine(), chosen.parameters, devices, dtype, offload)
     folder = Path(weights) if weights is not None else default_weights_dir()
     dtypes = {name: getattr(torch, dtype) for name, dtype in plan.dtypes.items()}
     keys = chosen.weights
