@@ -44,7 +44,7 @@ class Predictor(BasePredictor):
             weights,
             devices=os.environ.get("THINKSOUND_DEVICE", "auto"),
             dtype=os.environ.get("THINKSOUND_DTYPE", "auto"),
-            offload=os.environ.get("THINKSOUND_OFFLOAD") == "1",
+            offload=os.environ.get("THINKSOUND_OFFLOAD", "").lower() in ("1", "true", "yes"),
         )
         plan = self.pipeline.placement.plan
         places = (f"{network} {plan.devices[network]} {plan.dtypes[network]}" for network in NETWORKS)

@@ -118,15 +118,8 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
     length = latent_frame_count(decoded.duration_s)
     with place("dit"), torch.inference_mode():
         device = pipeline.mmdit.sync_pos_emb.device
-        given = tuple(
-            part[None].to(device)
-            for part in (
-                features.clip_features,
-                features.sync_features,
-                features.text_features,
-                features.t5_features,
-            )
-        )
+        clip, sync, text, t5 = (part.to(device) for part in features.batched())
+        given = (clip, sync, text, t5)
         noise = draw_noise(0, pipeline.preset.mmdit.latent_dim, length).to(device)
         row("condition projection", lambda: guided_velocity(pipeline.mmdit, given, length, GUIDANCE_SCALE))
         velocity = guided_velocity(pipeline.mmdit, given, length, GUIDANCE_SCALE)
@@ -168,7 +161,8 @@ def measure(stage: str, work: Callable[[], object], repeat: int) -> None:
 def peak_mib() -> float:
     """On GPUs what their tensors took since the last reset, together; else the process's peak so far."""
     on_gpus = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    return on_gpus / 2**20 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes that ru_maxrss counts in
+    return (on_gpus or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit) / 2**20
 
 
 def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> Pipeline:

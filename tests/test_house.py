@@ -129,3 +129,13 @@ def test_readme_tree_names_every_module():
     for path in PACKAGE.rglob("*.py"):
         if path.name not in ("__init__.py", "__main__.py"):
             assert str(path.relative_to(ROOT)).removeprefix("thinksound/") in readme, path
+
+
+def test_links_lead_somewhere_and_nothing_is_left_to_fill_in():
+    pages = [path for folder in (".", "docs", "weights", "scripts") for path in (ROOT / folder).glob("*.md")]
+    assert len(pages) >= 7
+    for path in pages:
+        text = path.read_text()
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+        assert not re.search(r"^[A-Z_]{3,}$", text, re.M), path

@@ -76,15 +76,7 @@ def test_guidance_of_one_is_the_conditional_half(pipeline, clips):
     from thinksound.sampling.guidance import guided_velocity
 
     result = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST)
-    given = tuple(
-        part[None]
-        for part in (
-            result.features.clip_features,
-            result.features.sync_features,
-            result.features.text_features,
-            result.features.t5_features,
-        )
-    )
+    given = result.features.batched()
     noise = result.noise[None]
     with torch.inference_mode():
         at = {

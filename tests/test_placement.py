@@ -101,7 +101,8 @@ def test_what_the_driver_lists_is_no_gpu_if_cuda_cannot_start(monkeypatch):
 
 def test_float16_where_a_gpu_lacks_bfloat16():
     assert plan(T4).dtypes["dit"] == "float16"
-    assert plan(H200, T4).dtypes["dit"] == "float16"
+    mixed = plan(H200, T4).dtypes
+    assert (mixed["dit"], mixed["t5"]) == ("bfloat16", "float16")
     assert plan(H200, T4, device="cuda:0").dtypes["dit"] == "bfloat16"
     assert plan(T4, dtype="float32").dtypes == dict.fromkeys(NETWORKS, "float32")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,12 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="thinksound: %(message)s")
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except ThinkSoundError as error:
         print(f"thinksound: error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("\nthinksound: interrupted, nothing was written", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `thinksound info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -84,7 +88,7 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="FILE.safetensors",
         help="also write every intermediate, to compare versions",
     )
-    output.add_argument("-q", "--quiet", action="store_true", help="no progress, no notes; errors only")
+    output.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes")
     sound = parser.add_argument_group("sound")
     sound.add_argument("--caption", default="", metavar="TEXT", help="what is heard, in a few words")
     sound.add_argument(
@@ -141,7 +145,7 @@ def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         action.set_defaults(run=run)
         _add_weights_dir(action)
-        action.add_argument("-q", "--quiet", action="store_true", help="no progress; errors only")
+        action.add_argument("-q", "--quiet", action="store_true", help="no progress")
         return action
 
     def add_preset(action: argparse.ArgumentParser) -> None:
@@ -295,7 +299,8 @@ def _weights_verify(arguments: argparse.Namespace) -> None:
     changed = [str(row.path) for row in rows if row.status == "changed"]
     if changed:
         raise InputError(
-            f"changed since first use: {', '.join(changed)}; download again, or take them with --accept"
+            f"changed since first use: {', '.join(changed)}; download again, or take them with --accept "
+            "(bundled ones: restore them with git)"
         )
 
 
@@ -353,9 +358,9 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _describe_video(video: Path) -> None:
     from .media.decode import decode_video
-    from .rates import audio_sample_count, latent_frame_count, sync_feature_count
+    from .rates import MAX_DURATION_S, audio_sample_count, latent_frame_count, sync_feature_count
 
-    decoded = decode_video(video)
+    decoded = decode_video(video, MAX_DURATION_S)
     info = decoded.info
     size = f"{info.width}x{info.height}" + (f", turned by {info.rotation} degrees" if info.rotation else "")
     claimed = "unknown" if info.container_duration_s is None else f"{info.container_duration_s:.3f} s"
@@ -373,6 +378,8 @@ def _describe_video(video: Path) -> None:
         f"{sync_feature_count(decoded.duration_s)} synchronisation features, "
         f"{audio_sample_count(decoded.duration_s)} samples"
     )
+    if decoded.timeline.cut:
+        print(f"  note         it goes on; at most {MAX_DURATION_S:g} s can be used")
     for note in decoded.notes:
         print(f"  note         {note}")
 

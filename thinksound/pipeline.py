@@ -318,12 +318,7 @@ class Pipeline:
         with self.placement.on_device("dit"):
             latents = sample_latents(
                 self.mmdit,
-                (
-                    features.clip_features[None],
-                    features.sync_features[None],
-                    features.text_features[None],
-                    features.t5_features[None],
-                ),
+                features.batched(),
                 noise,
                 steps,
                 options.guidance_scale,
@@ -399,7 +394,8 @@ def load(
         preset: "thinksound-light", "thinksound" or "tiny".
         weights: folder with the published files; None is ``THINKSOUND_WEIGHTS`` or ``weights/``.
         devices: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N" (transformer and VAE, then encoders).
-        dtype: "auto", "float32", "bfloat16" or "float16".
+        dtype: "auto", "float32", "bfloat16" or "float16". Asking for float32 also switches PyTorch's
+            TensorFloat-32 convolutions off, for the whole process.
         offload: keep weights in main memory, one network at a time on the GPU.
         progress: called as ``progress("load", done, total)`` after each network.
 
@@ -410,7 +406,9 @@ def load(
     chosen = get_preset(preset)
     plan = make_plan(detect_machine(), chosen.parameters, devices, dtype, offload)
     folder = Path(weights) if weights is not None else default_weights_dir()
-    dtypes = {name: getattr(torch, dtype) for name, dtype in plan.dtypes.items()}
+    dtypes = {name: getattr(torch, number_format) for name, number_format in plan.dtypes.items()}
+    if dtype == "float32":
+        torch.backends.cudnn.allow_tf32 = False
     keys = chosen.weights
     absent = missing(folder, keys.values())
     if absent:

@@ -188,10 +188,10 @@ class AudioVAE(nn.Module):
         divergence = (mean.square() + variance - variance.log() - 1).sum(dim=1).mean()
         return noise * deviation + mean, divergence
 
-    def decode(self, latents: Tensor, window: int = 512) -> Tensor:
+    def decode(self, latents: Tensor, window: int = 256) -> Tensor:
         """Audio ``(B, 2, hop * T)`` of ``latents (B, C, T)``.
 
-        More than ``window`` latents (24 s) are decoded in pieces with enough context on both sides
+        More than ``window`` latents (12 s) are decoded in pieces with enough context on both sides
         that every sample is the one of a single pass, while memory stays that of one window.
         """
         length, hop = latents.shape[-1], self.config.hop

@@ -132,8 +132,11 @@ def make_plan(
         )
 
     gpus = {name: machine.gpus[int(name.removeprefix("cuda:"))] for name in chosen}
-    dtypes = network_dtypes(dtype, on_gpu=True, bfloat16=all(gpu.bfloat16 for gpu in gpus.values()))
     devices = {name: chosen[-1] if name in ENCODERS else chosen[0] for name in NETWORKS}
+    dtypes = {
+        name: network_dtypes(dtype, on_gpu=True, bfloat16=gpus[devices[name]].bfloat16)[name]
+        for name in NETWORKS
+    }
     sizes = {name: parameters[name] * BYTES[dtypes[name]] for name in NETWORKS}
     if offload:
         return Plan(devices, dtypes, offload=True)

@@ -4,6 +4,8 @@
   networks whatever the format of the weights.
 * The VAE stays in float32: its decoder is a chain of 35 convolutions without any normalisation,
   so rounding adds up to audible noise (docs/measurements.md), and it runs once per request.
+* On a GPU float32 convolutions use TensorFloat-32 (10 bits of mantissa, as many as float16), PyTorch's
+  default; only when float32 is asked for by name do all products keep 23 bits.
 * A CPU computes everything in float32: bfloat16 is slower there on most machines.
 """
 
@@ -23,7 +25,7 @@ def network_dtypes(requested: str, *, on_gpu: bool, bfloat16: bool) -> dict[str,
         requested: one of ``DTYPES``; "auto" is bfloat16 on GPUs that have it, float16 on others,
             float32 on a CPU.
         on_gpu: whether the networks run on a GPU.
-        bfloat16: whether every GPU in use computes in bfloat16.
+        bfloat16: whether the GPU computes in bfloat16.
     """
     if requested not in DTYPES:
         raise InputError(f"dtype {requested!r} is not known; give one of {', '.join(DTYPES)}")

@@ -32,6 +32,6 @@ def sample_latents(
     """Carry ``noise (B, C, T)`` along the flow to latents ``(B, C, T)`` float32, on the network's device."""
     device = network.sync_pos_emb.device
     latent_length = noise.shape[-1]
-    features = tuple(part.to(device) for part in features)  # type: ignore[assignment]
-    velocity = guided_velocity(network, features, latent_length, guidance_scale)
+    clip, sync, text, t5 = (part.to(device) for part in features)
+    velocity = guided_velocity(network, (clip, sync, text, t5), latent_length, guidance_scale)
     return euler(velocity, noise.to(device), flow_times(num_inference_steps), on_step)
