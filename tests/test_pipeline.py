@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -150,6 +151,12 @@ def test_options_out_of_range_are_refused(options):
 def test_texts_that_are_none_are_refused(pipeline, clips, name, text):
     with pytest.raises(thinksound.InputError, match=name):
         pipeline(clips / "cfr25_1p0s.mp4", **{name: text})
+
+
+def test_numbers_of_numpy_are_numbers(pipeline, clips):
+    given = Options(np.int64(2), np.float32(5), np.uint32(3), np.float64(1.0))
+    plain = pipeline(clips / "cfr25_1p0s.mp4", options=FAST)
+    assert torch.equal(pipeline(clips / "cfr25_1p0s.mp4", options=given).latents, plain.latents)
 
 
 def test_unknown_presets_are_refused():

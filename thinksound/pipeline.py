@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,10 @@ class Options:
 def _check_number(name: str, value: object, low: float, high: float, whole: bool = False) -> None:
     kind = "whole number" if whole else "number"
     allowed = f"give a {kind} from {low:.10g} to {high:.10g}"
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+    # Integral and Real, so that NumPy's numbers are numbers too.
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         raise InputError(f"{name} {value!r} is not a {kind}; {allowed}")
-    if not low <= value <= high:  # false for NaN too
+    if not low <= float(value) <= high:  # false for NaN too
         raise InputError(f"{name} {value!r} is out of range; {allowed}")
 
 
@@ -227,7 +229,7 @@ class Pipeline:
         return Result(
             waveform=waveform,
             pcm=pcm,
-            seed=options.seed,
+            seed=int(options.seed),
             preset=self.preset.name,
             video=decoded,
             features=features,
@@ -313,7 +315,7 @@ class Pipeline:
         """Noise and latents, each ``(C, T)`` float32 on the CPU, for ``duration_s`` seconds of sound."""
         options = options or Options()
         steps = options.num_inference_steps
-        seed = _draw_seed() if options.seed is None else options.seed
+        seed = _draw_seed() if options.seed is None else int(options.seed)
         noise = draw_noise(seed, self.preset.mmdit.latent_dim, latent_frame_count(duration_s))
         with self.placement.on_device("dit"):
             latents = sample_latents(
