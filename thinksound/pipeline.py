@@ -288,11 +288,8 @@ class Pipeline:
         if self.placement.plan.concurrent_encoding:
             with ThreadPoolExecutor(2) as pool:
                 pending = pool.submit(metaclip), pool.submit(t5)
-                try:
-                    sync_features = synchformer()
-                    (clip_features, text_features), t5_features = pending[0].result(), pending[1].result()
-                finally:
-                    del pending  # else an error in it and this frame keep each other, and the GPU's memory
+                sync_features = synchformer()
+                (clip_features, text_features), t5_features = pending[0].result(), pending[1].result()
         else:
             clip_features, text_features = metaclip()
             t5_features = t5()

@@ -69,4 +69,4 @@ def write_wav(path: Path | str, pcm16: Tensor, sample_rate: int) -> None:
     encoded = io.BytesIO()  # the file itself is written in one piece, with errors that can be told apart
     soundfile.write(encoded, pcm16.T.cpu().numpy(), sample_rate, subtype="PCM_16", format="WAV")
     with whole_file(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+        temporary.write_bytes(encoded.getvalue())

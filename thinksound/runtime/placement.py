@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -237,15 +238,17 @@ def memory_errors() -> Iterator[None]:
 
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        message = str(error).split(". ")[0] or "out of memory"
-    except RuntimeError as error:
-        # Neither PyTorch's CPU allocator nor CUDA's libraries have an exception class of their own.
-        message = next((words for sign, words in _OUT_OF_MEMORY.items() if sign in str(error)), "")
+        return
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            message = str(error).split(". ")[0] or "out of memory"
+        else:
+            # Neither PyTorch's CPU allocator nor CUDA's libraries have an exception class of their own.
+            message = next((words for sign, words in _OUT_OF_MEMORY.items() if sign in str(error)), "")
         if not message:
             raise
-    else:
-        return
+        # The frames that failed hold activations, and the error that we raise holds those frames.
+        traceback.clear_frames(error.__traceback__)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     raise PlacementError(
