@@ -282,6 +282,15 @@ def test_a_cut_uses_the_ticks_of_the_whole_video(tmp_path: Path, duration_s: flo
     assert torch.equal(cut.sync_frames, whole.sync_frames[: sync_frame_count(duration_s)])
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_a_cut_within_a_still_keeps_the_still(tmp_path: Path, name: str) -> None:
+    times = [*(n / 25 for n in range(12)), *(4 + n / 25 for n in range(25))]
+    clip = make.render(tmp_path / name, times=times, size=SQUARE, options=B_FRAMES)
+    video = decode_video(clip, 3.0)
+    assert video.duration_s == 3.0 and video.frame_count == 12 and video.timeline.cut
+    assert len(video.sync_frames) == 75 and numbers(video.sync_frames)[-1] == 11
+
+
 def test_a_cut_longer_than_the_video_changes_nothing(tmp_path: Path) -> None:
     path = make.render(tmp_path / "clip.mp4", size=SQUARE)
     assert decode_video(path, 60.0).timeline == decode_video(path).timeline

@@ -162,7 +162,7 @@ class _Decoder:
         shown: TimedFrame | None = None  # the picture on screen until the next one
         picture: _Picture | None = None
         expected_s = min(self._limit_s, self._info.container_duration_s or self._limit_s)
-        seen_all = True
+        reached_cut = False
         for timed in self._source:
             elapsed = timed.time - (times[0] if times else timed.time)
             if self._cut is None and elapsed > MAX_DURATION_S:
@@ -171,8 +171,8 @@ class _Decoder:
                 self._clip.show_until(timed.time, picture)
                 self._sync.show_until(timed.time, picture)
             if self._cut is not None and elapsed >= self._cut:
+                reached_cut = True
                 if self._clip.full and self._sync.full:
-                    seen_all = False
                     break
             else:
                 times.append(timed.time)
@@ -185,7 +185,7 @@ class _Decoder:
             raise MediaError(
                 f"{self._info.path}: damaged (no picture can be decoded); copy or export the file again"
             )
-        timeline = self._timeline(times, sizes, shown, seen_all)
+        timeline = self._timeline(times, sizes, shown, reached_cut)
         result = DecodedVideo(
             info=self._info,
             timeline=timeline,
@@ -197,15 +197,16 @@ class _Decoder:
         return result
 
     def _timeline(
-        self, times: list[Fraction], sizes: set[tuple[int, int]], last: TimedFrame, seen_all: bool
+        self, times: list[Fraction], sizes: set[tuple[int, int]], last: TimedFrame, reached_cut: bool
     ) -> Timeline:
         end = last.time + (last.duration or self._source.interval)
-        announced = self._edit_list_end if seen_all and not self._source.damaged else None
+        announced = None if self._source.damaged else self._edit_list_end
         # Edit lists count in milliseconds: a smaller difference is only that.
         if announced is not None and announced > last.time and abs(announced - end) > _ROUNDING:
             end = announced
-        cut = not seen_all
-        if self._cut is not None and end > times[0] + self._cut:
+        cut = False
+        # A picture stays until the next one, however short the duration that the container stores.
+        if self._cut is not None and (reached_cut or end > times[0] + self._cut):
             end, cut = times[0] + self._cut, True
         duration_s = float(end - times[0])
         if duration_s > MAX_DURATION_S:
