@@ -28,6 +28,7 @@ ORDER = [
     {"presets"},
     {"runtime"},
     {"pipeline"},
+    {"synthetic"},
     {"cli"},
     {"__main__"},
 ]

@@ -28,6 +28,7 @@ STAGES = {
     "metaclip": "MetaCLIP",
     "synchformer": "Synchformer",
     "sample": "Sampling",
+    "clips": "Clips",
 }
 
 
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_weights(commands)
     _add_info(commands)
+    _add_make_data(commands)
     return parser
 
 
@@ -183,6 +185,26 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _add_weights_dir(parser)
 
 
+def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "make-data",
+        help="make clips with known truth",
+        description="Write made clips into DIR: a silent MP4, its WAV, and a JSON file with truth and "
+        "texts. Clip i is made from the seed N + i alone; files of the same name are replaced.",
+    )
+    parser.set_defaults(run=_make_data)
+    parser.add_argument(
+        "--split",
+        choices=("standard", "hard"),
+        default="standard",
+        help="standard: one source; hard: two, with distractions (default: standard)",
+    )
+    parser.add_argument("--count", type=int, default=10, metavar="N", help="clips to make (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first clip (default: 0)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="an existing folder")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
 def _add_weights_dir(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--weights",
@@ -271,6 +293,26 @@ def _generate(arguments: argparse.Namespace) -> None:
     for path in (output, arguments.audio, arguments.dump):
         if path:
             print(path)
+
+
+def _make_data(arguments: argparse.Namespace) -> None:
+    from .synthetic.clips import write_clip
+    from .synthetic.make import MAX_SEED, make_scene
+
+    first, count = arguments.seed, arguments.count
+    if count < 1:
+        raise InputError(f"--count {count}: give 1 or more")
+    if not 0 <= first <= MAX_SEED - count + 1:
+        raise InputError(f"--seed {first}: {count} clips need a seed from 0 to {MAX_SEED - count + 1}")
+    bars = _Bars(arguments.quiet)
+    try:
+        for done, seed in enumerate(range(first, first + count)):
+            bars("clips", done, count)
+            write_clip(make_scene(arguments.split, seed), arguments.output, f"{arguments.split}-{seed:06d}")
+        bars("clips", count, count)
+    finally:
+        bars.close()
+    print(arguments.output)
 
 
 def _weights_download(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""Made data: short clips whose picture, sound and texts come from one known truth."""
