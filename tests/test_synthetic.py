@@ -245,7 +245,7 @@ def level_and_centroid(sound):
 @pytest.mark.parametrize("name", MATERIALS)
 def test_size_lowers_the_pitch_and_force_raises_level_and_brightness(name):
     def hit(size, strength):
-        return strike(MATERIALS[name], 1.0, size, strength, RATE, np.random.default_rng(5))
+        return strike(MATERIALS[name], 1.0, 1.0, size, strength, RATE, np.random.default_rng(5))
 
     soft, hard = level_and_centroid(hit(1.0, 0.4)), level_and_centroid(hit(1.0, 1.0))
     assert hard[0] > 1.5 * soft[0]

@@ -190,7 +190,7 @@ def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "make-data",
         help="make clips with known truth",
         description="Write made clips into DIR: a silent MP4, its WAV, and a JSON file with truth and "
-        "texts. Clip i is made from the seed N + i alone; files of the same name are replaced.",
+        "texts. Clip i is made from the seed S + i alone; files of the same name are replaced.",
     )
     parser.set_defaults(run=_make_data)
     parser.add_argument(
@@ -200,7 +200,7 @@ def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         help="standard: one source; hard: two, with distractions (default: standard)",
     )
     parser.add_argument("--count", type=int, default=10, metavar="N", help="clips to make (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first clip (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first clip (default: 0)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="an existing folder")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 

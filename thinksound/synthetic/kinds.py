@@ -11,13 +11,15 @@ from .materials import MATERIALS
 class Kind:
     """One kind of visible event.
 
-    ``pitch`` scales the modes of its material. ``words`` name it in texts, each with ``{material}``.
+    ``pitch`` scales the modes of its material, ``ring`` how long they last. ``words`` name it in texts,
+    each with ``{material}``.
     """
 
     impulsive: bool
     pitch: float
     words: tuple[str, ...]
     materials: tuple[str, ...] = tuple(MATERIALS)
+    ring: float = 1.0  # less where the body is held fast
 
 
 KINDS = {
@@ -30,16 +32,19 @@ KINDS = {
         1.7,
         ("a {material} clock ticking", "the steady ticking of a {material} pendulum clock"),
         ("wood", "metal", "glass", "stone"),
+        ring=0.4,
     ),
     "footsteps": Kind(
         True,
         0.45,
         ("footsteps on a {material} floor", "someone walking with footsteps on a {material} floor"),
+        ring=0.4,
     ),
     "drops": Kind(
         True,
         1.25,
         ("water drops falling on a {material} plate", "drops hitting a {material} plate one by one"),
+        ring=0.7,
     ),
     "engine": Kind(
         False,

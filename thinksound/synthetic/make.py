@@ -71,7 +71,8 @@ def make_scene(split: str, seed: int, duration_s: float = 4.0) -> Scene:
     )
     room = _ROOMS[rng.integers(len(_ROOMS))]
     names = rng.choice(list(KINDS), size=1 + hard, replace=False)
-    spans = [(0.14, 0.40), (0.60, 0.86)] if hard else [(0.14, 0.86)]
+    edge = 0.14 if width >= height else 0.22  # things are as wide as the picture is high
+    spans = [(edge, 0.40), (0.60, 1 - edge)] if hard else [(edge, 1 - edge)]
     rng.shuffle(spans)
     sources = tuple(
         _source(rng, str(name), (span[0], span[1]), frames / fps, hard)

@@ -25,6 +25,7 @@ def modes(material: Material, pitch: float, size: float, sample_rate: int) -> tu
 def strike(
     material: Material,
     pitch: float,
+    ring: float,
     size: float,
     strength: float,
     sample_rate: int,
@@ -32,9 +33,11 @@ def strike(
 ) -> FloatArray:
     """The sound of one impact, float (A,): level and brightness grow with the strength.
 
-    Two blows never fall on the same spot, so the modes' shares vary a little.
+    ``pitch`` and ``ring`` scale the frequencies and decay times of the material's modes. Two blows never
+    fall on the same spot, so the modes' shares vary a little.
     """
     hz, t60 = modes(material, pitch, size, sample_rate)
+    t60 *= ring
     samples = round(min(_MAX_S, max(1.1 * float(t60.max()), 0.08)) * sample_rate)
     t = np.arange(samples) / sample_rate
     cutoff = material.brightness_hz * (0.35 + 0.65 * strength)

@@ -57,10 +57,12 @@ def _impact(
     source: Source, event: Event, index: int, sample_rate: int, rng: np.random.Generator
 ) -> FloatArray:
     """One impact with what belongs to its kind beside the body's modes."""
-    pitch = KINDS[source.kind].pitch
+    kind = KINDS[source.kind]
+    pitch = kind.pitch
     if source.kind == "clock":
         pitch *= 0.84 if index % 2 else 1.0  # tick, tock
-    hit = strike(MATERIALS[source.material], pitch, source.size, event.strength, sample_rate, rng)
+    material, size = MATERIALS[source.material], source.size
+    hit = strike(material, pitch, kind.ring, size, event.strength, sample_rate, rng)
     t = np.arange(len(hit)) / sample_rate
     if source.kind == "drops":  # the bubble of the water: a chirp upwards
         hit *= 0.8
@@ -70,8 +72,6 @@ def _impact(
         hit += 0.35 * event.strength * scuff * np.exp(-t / 0.025)
     elif source.kind == "hammer":  # the head's own weight
         hit += 0.5 * event.strength * np.sin(2 * np.pi * 95 / source.size * t) * np.exp(-t / 0.03)
-    elif source.kind == "clock":
-        hit *= np.exp(-t / 0.12)  # the case is small and held by its screws
     return hit
 
 

@@ -28,12 +28,12 @@ def _engine(source: Source, hz: FloatArray, sample_rate: int, rng: np.random.Gen
     tone = np.zeros(len(hz))
     for k in range(1, 11):
         share = 1.0 if k == 1 else rng.uniform(0.4, 1.0)
-        rolloff = k ** -(1.9 - 0.6 * speed)
+        rolloff = k ** -(1.5 - 0.6 * speed)
         tone += (
             share * rolloff * (k * hz < 0.45 * sample_rate) * np.sin(k * phase + rng.uniform(0, 2 * np.pi))
         )
     hiss = filtered_noise(len(hz), 1800.0 / source.size, sample_rate, rng) * (1 + np.cos(phase)) / 2
-    return (0.16 * tone + 0.05 * hiss) * (0.35 + 0.65 * speed)
+    return (0.12 * tone + 0.05 * hiss) * (0.35 + 0.65 * speed)
 
 
 def _rain(source: Source, density: FloatArray, sample_rate: int, rng: np.random.Generator) -> FloatArray:
