@@ -28,6 +28,13 @@ TOO_SHORT = "one_frame_25.mp4"
 SQUARE = (64, 64)
 B_FRAMES = {"preset": "medium", "bf": "3", "b_strategy": "0"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3"}
+UNKNOWN_COLOURS = [  # primaries, transfer, matrix: reserved ones, YCgCo, BT.2020 with constant luminance
+    ("clip.mp4", "libx264", True, 0, 2, 2),
+    ("clip.mp4", "libx264", True, 2, 9, 8),
+    ("clip.mp4", "libx264", True, 9, 14, 10),
+    ("clip.mkv", "ffv1", False, 2, 9, 8),
+    ("clip.mkv", "ffv1", False, 9, 14, 10),
+]
 HDR = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:range=limited"
 QUICK_VP9 = {"deadline": "realtime", "cpu-used": "8"}
 QUICK_AV1 = {"preset": "12"}
@@ -329,6 +336,26 @@ def test_colour_tags_are_kept(
     again = decode_video(tmp_path / "out.mp4")
     # And mean the same: no conversion slipped in.
     assert (again.clip_frames.int() - video.clip_frames.int()).abs().max() <= 6
+
+
+@pytest.mark.parametrize("name, codec, copied, primaries, transfer, matrix", UNKNOWN_COLOURS)
+def test_colour_tags_that_no_conversion_knows_are_no_obstacle(
+    tmp_path: Path, name: str, codec: str, copied: bool, primaries: int, transfer: int, matrix: int
+) -> None:
+    clip = make.render(
+        tmp_path / name,
+        codec=codec,
+        size=SQUARE,
+        color_primaries=primaries,
+        color_trc=transfer,
+        colorspace=matrix,
+    )
+    with av.open(clip) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.color_primaries, frame.color_trc, frame.colorspace) == (primaries, transfer, matrix)
+    video = decode_video(clip)
+    assert [make.number_of(picture) for picture in video.sync_frames.numpy()] == [*range(24), 23]
+    assert muxed(video, tmp_path / "out.mp4").copied == copied
 
 
 def test_hdr_metadata_is_kept_by_a_copy(tmp_path: Path) -> None:

@@ -23,6 +23,13 @@ _FALLBACK_INTERVAL = Fraction(1, 25)  # s, where neither the stream nor its pict
 # Containers that store how long a picture stays; elsewhere a parser guesses it from the headers.
 _STORE_DURATIONS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "gif", "apng"}
 
+# Colour tags (ITU-T H.273) that FFmpeg's scaler converts from. It refuses pictures with any other, the
+# reserved ones of careless recorders included, where players take their defaults.
+_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
+_TRANSFERS = {1, 2, *range(4, 9), *range(11, 19)}
+_PRIMARIES = {1, 2, *range(4, 13), 22}
+_UNSPECIFIED, _BT2020, _BT2020_CONSTANT = 2, 9, 10
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -57,7 +64,8 @@ class TimedFrame:
 class PresentedFrames:
     """Iterates once over the pictures of a video in the order of presentation.
 
-    Damaged packets are skipped, as players do, and remembered in :attr:`damaged`.
+    Damaged packets are skipped, as players do, and remembered in :attr:`damaged`. Colour tags are
+    replaced where no conversion knows them.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
@@ -116,6 +124,7 @@ class PresentedFrames:
                 continue
             for frame in frames:
                 self.damaged |= frame.is_corrupt
+                _make_convertible(frame)
                 yield frame
 
     def _packets(self) -> Iterator[Packet[VideoStream] | None]:
@@ -130,3 +139,13 @@ class PresentedFrames:
                 yield None  # tells the decoder to hand out what it still holds
                 return
             yield packet
+
+
+def _make_convertible(frame: VideoFrame) -> None:
+    """Replace the colour tags that the scaler refuses by what players take instead."""
+    if frame.colorspace not in _MATRICES:
+        frame.colorspace = _BT2020 if frame.colorspace == _BT2020_CONSTANT else _UNSPECIFIED
+    if frame.color_trc not in _TRANSFERS:
+        frame.color_trc = _UNSPECIFIED
+    if frame.color_primaries not in _PRIMARIES:
+        frame.color_primaries = _UNSPECIFIED
