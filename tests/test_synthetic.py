@@ -142,7 +142,7 @@ def test_the_picture_touches_when_the_sound_begins(kind):
 
 def test_sound_comes_from_where_the_picture_shows_it():
     places, pans = [], []
-    for scene in scenes_of("ball", 15):
+    for scene in scenes_of("ball", 8):
         scene = calm(scene)
         waveform, mask = synthesise(scene, RATE), magenta(render_frames(scene))
         for onset in scene.sources[0].onsets:
@@ -223,7 +223,7 @@ def test_materials_are_told_apart_by_ear():
 
     features, labels = [], []
     for kind in IMPULSIVE:
-        for scene in scenes_of(kind, 40):
+        for scene in scenes_of(kind, 30):
             features.append(heard(scene))
             labels.append((kind, scene.sources[0].material))
     points = np.array(features)
@@ -260,11 +260,13 @@ def test_a_larger_room_answers_longer():
     scene = scenes_of("clock", 1)[0]
     event = scene.sources[0].events[0]
     scene = replace(scene, sources=(replace(scene.sources[0], material="stone", events=(event,)),))
-    rest = []
+    early, late = [], []
     for room in (Room("open air", 0.05, 0.0), Room("living room", 0.4, 0.14), Room("church", 1.6, 0.2)):
-        sound = synthesise(replace(scene, room=room), RATE)
-        rest.append(float((sound[:, int((event.onset_s + 0.3) * RATE) :] ** 2).sum()))
-    assert rest[0] < 0.1 * rest[1] < 0.01 * rest[2] * 10
+        power = (synthesise(replace(scene, room=room), RATE)[:, int(event.onset_s * RATE) :] ** 2).sum(axis=0)
+        early.append(float(power[int(0.3 * RATE) : int(0.8 * RATE)].sum()))
+        late.append(float(power[int(0.8 * RATE) : int(1.3 * RATE)].sum()))
+    assert early[0] < 0.01 * early[1] < 0.001 * early[2]
+    assert 10 * np.log10(early[2] / late[2]) == pytest.approx(60 * 0.5 / 1.6, abs=3)  # dB in half a second
 
 
 def test_everything_appears_and_varies():
@@ -283,7 +285,7 @@ def test_everything_appears_and_varies():
 
 @pytest.mark.parametrize("split", ["standard", "hard"])
 def test_frames_and_sound_have_the_same_length_and_are_sound(split):
-    for clip in make_clips(split, range(8), RATE):
+    for clip in make_clips(split, range(5), RATE):
         scene, frames, waveform = clip.scene, clip.frames, clip.waveform
         assert frames.dtype == np.uint8
         assert frames.shape == (scene.frame_count, scene.height, scene.width, 3)
@@ -432,7 +434,8 @@ def test_a_ball_flies_freely_between_its_bounces():
     for scene in scenes_of("ball", 6):
         source = scene.sources[0]
         for onset in source.onsets:
-            assert ball_height(source, float(onset)) == pytest.approx(0, abs=1e-3)
+            for t in (onset - 1e-4, onset):
+                assert ball_height(source, float(t)) == pytest.approx(0, abs=1e-3)
         start, end = source.onsets[:2]
         t = np.linspace(start, end, 41)[1:-1]
         bend = np.diff([ball_height(source, float(s)) for s in t], 2) / (t[1] - t[0]) ** 2

@@ -36,9 +36,9 @@ KINDS = {
     ),
     "footsteps": Kind(
         True,
-        0.45,
+        0.6,
         ("footsteps on a {material} floor", "someone walking with footsteps on a {material} floor"),
-        ring=0.4,
+        ring=0.6,
     ),
     "drops": Kind(
         True,

@@ -65,13 +65,18 @@ def _impact(
     hit = strike(material, pitch, kind.ring, size, event.strength, sample_rate, rng)
     t = np.arange(len(hit)) / sample_rate
     if source.kind == "drops":  # the bubble of the water: a chirp upwards
-        hit *= 0.8
-        hit += 0.45 * event.strength * np.sin(2 * np.pi * (900 * t + 9000 * t**2)) * np.exp(-t / 0.018)
+        hit *= 0.6
+        hit += 0.6 * event.strength * np.sin(2 * np.pi * (900 * t + 9000 * t**2)) * np.exp(-t / 0.018)
     elif source.kind == "footsteps":  # the sole rolls over the floor
         scuff = filtered_noise(len(hit), 900.0, sample_rate, rng)
-        hit += 0.35 * event.strength * scuff * np.exp(-t / 0.025)
+        hit += 0.3 * event.strength * scuff * np.exp(-t / 0.025)
     elif source.kind == "hammer":  # the head's own weight
         hit += 0.5 * event.strength * np.sin(2 * np.pi * 95 / source.size * t) * np.exp(-t / 0.03)
+    elif source.kind == "clock":  # the tooth of the gear, the same in every case
+        tooth = np.sin(2 * np.pi * 5200 * t) * np.exp(-t / 0.005)
+        hit += 0.6 * event.strength * (tooth + np.sin(2 * np.pi * 3300 * t) * np.exp(-t / 0.008))
+    elif source.kind == "ball":  # the floor gives way a little
+        hit += 0.35 * event.strength * np.sin(2 * np.pi * 170 * t) * np.exp(-t / 0.015)
     return hit
 
 

@@ -44,7 +44,7 @@ def _rain(source: Source, density: FloatArray, sample_rate: int, rng: np.random.
         drops, MATERIALS[source.material], KINDS["rain"].pitch, source.size, sample_rate
     ) * np.sqrt(density)
     hiss = filtered_noise(len(density), 6000.0, sample_rate, rng)
-    return 0.14 * roof + 0.05 * hiss * density
+    return 0.14 * roof + 0.03 * hiss * density
 
 
 def _slide(source: Source, speed: FloatArray, sample_rate: int, rng: np.random.Generator) -> FloatArray:
