@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -489,3 +491,18 @@ def test_make_data_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys, argu
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_leaves_whole_files(tmp_path):
+    command = [sys.executable, "-m", "thinksound", "make-data", "--count", "500", "-o", str(tmp_path), "-q"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate()[1]
+    assert process.returncode == 130
+    assert error == "\nthinksound: interrupted, the files that are there are whole\n"
+    assert not list(tmp_path.glob(".*"))
+    for path in tmp_path.glob("*.json"):
+        assert json.loads(path.read_text())["caption"]

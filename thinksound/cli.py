@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"thinksound: error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print("\nthinksound: interrupted, nothing was written", file=sys.stderr)
+        left = getattr(arguments, "interrupted", "nothing was written")
+        print(f"\nthinksound: interrupted, {left}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in `thinksound info | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -192,7 +193,7 @@ def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         description="Write made clips into DIR: a silent MP4, its WAV, and a JSON file with truth and "
         "texts. Clip i is made from the seed S + i alone; files of the same name are replaced.",
     )
-    parser.set_defaults(run=_make_data)
+    parser.set_defaults(run=_make_data, interrupted="the files that are there are whole")
     parser.add_argument(
         "--split",
         choices=("standard", "hard"),

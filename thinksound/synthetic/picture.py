@@ -11,6 +11,8 @@ from .actors import draw_source
 from .canvas import Canvas, backdrop, shade
 from .scene import Distractor, FloatArray, Scene
 
+_BEHIND = {"rain": 0, "footsteps": 1}  # showers and floors are wide: they lie behind what stands
+
 
 def render_frames(scene: Scene) -> NDArray[np.uint8]:
     """Every frame, uint8 (N, H, W, 3); frame i shows the time i / fps."""
@@ -22,8 +24,7 @@ def render_frames(scene: Scene) -> NDArray[np.uint8]:
         canvas = Canvas(wall, scene.width, scene.height, (float(shifts[index, 0]), float(shifts[index, 1])))
         for distractor in scene.distractors:
             _draw_distractor(canvas, distractor, t, scene.background.floor_y)
-        # Floors and showers are wide: they lie behind what stands.
-        for source in sorted(scene.sources, key=lambda each: each.kind not in ("footsteps", "rain")):
+        for source in sorted(scene.sources, key=lambda each: _BEHIND.get(each.kind, 2)):
             draw_source(canvas, source, t, scene.background.floor_y)
         if scene.occluder:
             centre, width = scene.occluder
