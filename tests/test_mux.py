@@ -15,7 +15,6 @@ import clips as make
 import numpy as np
 import pytest
 import torch
-from av.bitstream import BitStreamFilterContext
 from av.sidedata.sidedata import Type as SideData
 
 from thinksound.errors import OutputError
@@ -332,32 +331,40 @@ def test_colour_tags_are_kept(
     assert (again.clip_frames.int() - video.clip_frames.int()).abs().max() <= 6
 
 
-@pytest.mark.parametrize(
-    "primaries, transfer, matrix", [(0, 2, 2), (2, 3, 2), (2, 9, 2), (2, 2, 8), (9, 14, 10)]
-)
-def test_colour_tags_that_no_conversion_knows_are_no_obstacle(
+# A logarithmic curve, YCgCo, BT.2020 with constant luminance.
+@pytest.mark.parametrize("primaries, transfer, matrix", [(2, 9, 2), (2, 2, 8), (9, 14, 10)])
+def test_a_picture_whose_colours_no_conversion_knows_is_copied(
     tmp_path: Path, primaries: int, transfer: int, matrix: int
 ) -> None:
-    """Reserved ones, a logarithmic curve, YCgCo, and BT.2020 with constant luminance."""
-    tags = f"colour_primaries={primaries}:transfer_characteristics={transfer}:matrix_coefficients={matrix}"
-    with (
-        av.open(make.render(tmp_path / "clip.mp4", size=SQUARE, options=B_FRAMES)) as clip,
-        av.open(tmp_path / "tagged.mp4", "w") as tagged,
-    ):
-        source = clip.streams.video[0]
-        stream = tagged.add_stream_from_template(source)
-        tagger = BitStreamFilterContext(f"h264_metadata={tags}", source, stream)
-        for packet in [*clip.demux(source), None]:
-            for changed in tagger.filter(packet if packet and packet.size else None):
-                changed.stream = stream
-                tagged.mux(changed)
-    with av.open(tmp_path / "tagged.mp4") as container:
+    clip = make.render(
+        tmp_path / "clip.mp4", size=SQUARE, color_primaries=primaries, color_trc=transfer, colorspace=matrix
+    )
+    check_strange_colors(clip, (primaries, transfer, matrix))
+    assert muxed(decode_video(clip), tmp_path / "out.mp4").copied
+
+
+@pytest.mark.parametrize(
+    "tags", [(0, 2, 2), (3, 2, 2), (2, 0, 2), (2, 3, 2), (2, 2, 3), (9, 16, 14), (113,) * 3]
+)
+def test_a_picture_whose_colours_no_conversion_knows_is_encoded_again(
+    tmp_path: Path, tags: tuple[int, int, int]
+) -> None:
+    clip = make.render(tmp_path / "clip.mov", codec="prores_ks", pixel_format="yuv422p10le", size=SQUARE)
+    head, *pictures = clip.read_bytes().split(
+        b"icpf"
+    )  # of each picture's header, bytes 14 to 16 are the tags
+    clip.write_bytes(b"icpf".join([head, *(each[:14] + bytes(tags) + each[17:] for each in pictures)]))
+    check_strange_colors(clip, tags)
+    assert not muxed(decode_video(clip), tmp_path / "out.mp4").copied
+    assert decode_video(tmp_path / "out.mp4").frame_count == 25
+
+
+def check_strange_colors(clip: Path, tags: tuple[int, int, int]) -> None:
+    with av.open(clip) as container:
         frame = next(container.decode(video=0))
-        assert (frame.color_primaries, frame.color_trc, frame.colorspace) == (primaries, transfer, matrix)
-    video = decode_video(tmp_path / "tagged.mp4")
-    assert [make.number_of(picture) for picture in video.sync_frames.numpy()] == [*range(24), 23]
-    assert muxed(video, tmp_path / "out.mp4").copied
-    assert not muxed(decode_video(tmp_path / "tagged.mp4", 0.56), tmp_path / "out.mp4").copied
+        assert (frame.color_primaries, frame.color_trc, frame.colorspace) == tags
+    pictures = decode_video(clip).sync_frames.numpy()
+    assert [make.number_of(picture) for picture in pictures] == [*range(24), 23]
 
 
 def test_hdr_metadata_is_kept_by_a_copy(tmp_path: Path) -> None:
