@@ -469,11 +469,12 @@ def test_files_open_again_and_hold_the_truth(tmp_path):
 
 
 def test_make_data_writes_clips_and_says_where(tmp_path, capsys):
-    assert main(["make-data", "--count", "2", "--seed", "40", "-o", str(tmp_path), "-q"]) == 0
-    assert capsys.readouterr() == (f"{tmp_path}\n", "")
-    names = {path.name for path in tmp_path.iterdir()}
+    folder = tmp_path / "made" / "here"
+    assert main(["make-data", "--count", "2", "--seed", "40", "-o", str(folder), "-q"]) == 0
+    assert capsys.readouterr() == (f"{folder}\n", "")
+    names = {path.name for path in folder.iterdir()}
     assert names == {f"standard-{seed:06d}.{end}" for seed in (40, 41) for end in ("mp4", "wav", "json")}
-    record = json.loads((tmp_path / "standard-000041.json").read_text())
+    record = json.loads((folder / "standard-000041.json").read_text())
     assert record["caption"] == describe(make_scene("standard", 41))[0]
 
 
@@ -482,15 +483,16 @@ def test_make_data_writes_clips_and_says_where(tmp_path, capsys):
     [
         (["--count", "0"], "--count 0: give 1 or more"),
         (["--seed", "-1"], "--seed -1: 10 clips need a seed from 0 to 4294967286"),
-        (["--count", "1", "-o", "missing"], "the folder missing does not exist"),
+        (["--count", "1", "-o", "file/in"], "file/in: cannot be made a folder"),
     ],
 )
 def test_make_data_refuses_what_it_cannot_do(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way of a folder")
     assert main(["make-data", "-o", ".", *arguments, "-q"]) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_interrupt_leaves_whole_files(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     quiet = getattr(arguments, "quiet", False)
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="thinksound: %(message)s")
+    # Asked to end, as by `timeout` or a shutdown, clean up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
@@ -76,7 +79,7 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         epilog='example: thinksound generate clip.mp4 --caption "Axe striking wood" '
         '--cot "Begin with three sharp blows, then the crack of splitting wood in an open forest."',
     )
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(run=_generate, interrupted="the video was not written")
     parser.add_argument(
         "video", type=Path, metavar="VIDEO", help="any file with moving pictures, 0.1 s to 3 minutes"
     )
@@ -146,7 +149,7 @@ def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        action.set_defaults(run=run)
+        action.set_defaults(run=run, interrupted="finished files stay; run it again to go on")
         _add_weights_dir(action)
         action.add_argument("-q", "--quiet", action="store_true", help="no progress")
         return action
@@ -202,7 +205,9 @@ def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     parser.add_argument("--count", type=int, default=10, metavar="N", help="clips to make (default: 10)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first clip (default: 0)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="an existing folder")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder, made if missing"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
@@ -251,8 +256,10 @@ class _Bars:
 
 def _generate(arguments: argparse.Namespace) -> None:
     from .media.files import check_output
+    from .media.probe import probe
 
     video: Path = arguments.video
+    probe(video)
     output: Path = arguments.output or Path(f"{video.stem}_sound.mp4")
     # Minutes of work hang on these paths: look at them before, not after.
     check_output(output, (".mp4",), (video,))
@@ -260,10 +267,6 @@ def _generate(arguments: argparse.Namespace) -> None:
         check_output(arguments.audio, (".wav",), (video,))
     if arguments.dump:
         check_output(arguments.dump, (".safetensors",), (video,))
-
-    from .media.probe import probe
-
-    probe(video)
 
     from .pipeline import Options, load
 
@@ -297,6 +300,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _make_data(arguments: argparse.Namespace) -> None:
+    from .media.files import make_folder
     from .synthetic.clips import write_clip
     from .synthetic.make import MAX_SEED, make_scene
 
@@ -305,6 +309,7 @@ def _make_data(arguments: argparse.Namespace) -> None:
         raise InputError(f"--count {count}: give 1 or more")
     if not 0 <= first <= MAX_SEED - count + 1:
         raise InputError(f"--seed {first}: {count} clips need a seed from 0 to {MAX_SEED - count + 1}")
+    make_folder(arguments.output)
     bars = _Bars(arguments.quiet)
     try:
         for done, seed in enumerate(range(first, first + count)):

@@ -26,7 +26,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequenc
 
     Raises:
         OutputError: the ending is another one; the folder is missing or not writable; the name is that
-            of a directory or of an input.
+            of a directory, a pipe or a device, or of an input.
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
@@ -34,6 +34,10 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequenc
     try:
         if path.is_dir():
             raise OutputError(f"{path}: this is a directory; give a file name")
+        if path.exists() and not path.is_file():
+            raise OutputError(
+                f"{path}: not a regular file, which a result could replace; choose another name"
+            )
         if not path.parent.is_dir():
             raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
         if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -43,6 +47,18 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequenc
     except (OSError, ValueError) as error:  # a name too long, a null character
         raise OutputError(f"{path}: not a usable file name ({error}); choose another one") from None
     return path
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results, and those it lies in, where they are missing.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be made a folder ({error}); choose another name") from None
 
 
 @contextmanager
