@@ -89,6 +89,14 @@ def test_a_missing_folder_and_a_directory_are_named(tmp_path: Path) -> None:
         write_wav(tmp_path / ("x" * 300 + ".wav"), to_pcm16(tone(100)), 44_100)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sound.wav")
+    with pytest.raises(OutputError, match="not a regular file"):
+        write_wav(tmp_path / "sound.wav", to_pcm16(tone(100)), 44_100)
+    assert (tmp_path / "sound.wav").is_fifo()
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
 def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import av
+import clips as make
 import numpy as np
 import pytest
 import soundfile
@@ -135,6 +136,7 @@ def test_names_with_spaces_quotes_and_dashes(clips, tmp_path):
 VIDEO = "cfr25_1p0s.mp4"
 BAD_REQUESTS = {
     "missing file": (("nothing.mp4",), "nothing.mp4: no such file"),
+    "endless name": (("x" * 300 + ".mp4", "-o", "out.mp4"), "x.mp4: cannot be opened"),
     "directory": ((".",), "directory"),
     "not a number": ((VIDEO, "--cfg-scale", "nan"), "guidance_scale nan is out of range"),
     "guidance too large": ((VIDEO, "--cfg-scale", "21"), "from 1 to 20"),
@@ -255,16 +257,32 @@ def test_bench_prints_a_row_for_every_stage(weights):
     assert all(int(mebibytes.replace(",", "")) > 100 for _, mebibytes in rows)
 
 
-def test_an_interrupt_leaves_nothing_behind(clips, tmp_path):
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind(clips, tmp_path, way):
     command = ["generate", clips / "cfr30_10p0s.mp4", "--preset", "tiny", "--steps", "100"]
     with subprocess.Popen(
         [sys.executable, "-m", "thinksound", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr and process.stderr.readline() == "Loading tiny\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(way)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "nothing was written" in errors
+    assert process.returncode == 130 and "interrupted, the video was not written" in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_the_video_is_written_leaves_no_part_of_it(tmp_path):
+    clip = make.render(tmp_path / "clip.mkv", codec="ffv1", frames=400, size=(640, 480))
+    command = ["generate", clip, "--preset", "tiny", "--steps", "1", "-o", "out.mp4", "--audio", "out.wav"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "thinksound", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not list(tmp_path.glob(".*.part")) or not (tmp_path / "out.wav").exists():
+            assert process.poll() is None, "it ended before it could be interrupted"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted, the video was not written" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mkv", "out.wav"]  # complete
 
 
 def test_a_picture_that_mp4_cannot_hold_is_encoded_again_and_the_user_is_told(
