@@ -154,6 +154,7 @@ BAD_REQUESTS = {
     "other ending": ((VIDEO, "-o", "out.avi"), "use .mp4"),
     "its own input": ((VIDEO, "-o", VIDEO), "this would replace an input"),
     "no weights": ((VIDEO, "--preset", "thinksound-light", "--weights", "."), "thinksound_light.ckpt"),
+    "weights that are a file": ((VIDEO, "--weights", VIDEO), f"{VIDEO}: this is a file; give the folder"),
     "no GPU": ((VIDEO, "--device", "cuda:7"), "cuda:7 is not there"),
     "unknown device": ((VIDEO, "--device", "tpu"), "give auto, cpu, cuda"),
 }

@@ -19,7 +19,13 @@ from .registry import (
 
 
 def missing(weights_dir: Path, keys: Iterable[str]) -> list[WeightFile]:
-    """Those of ``keys`` for which there is neither a published nor a converted file."""
+    """Those of ``keys`` for which there is neither a published nor a converted file.
+
+    Raises:
+        WeightsError: ``weights_dir`` is a file.
+    """
+    if weights_dir.is_file():
+        raise WeightsError(f"{weights_dir}: this is a file; give the folder that holds the weight files")
     files = [weight_file(key) for key in keys]
     return [
         file
