@@ -76,7 +76,7 @@ class Predictor(BasePredictor):
     ) -> Path:
         """Generate the sound of a video."""
         if not isinstance(video, pathlib.Path):  # Cog hands on what is no URL as it came
-            raise InputError(f"video {video[:100]!r} is no URL; give an http, https or data URL")
+            raise InputError(f"video {repr(video)[:100]} is no URL; give an http, https or data URL")
         self._remove_leftovers(video)
         output = Path(self.folder.name) / "thinksound.mp4"
         try:

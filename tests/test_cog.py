@@ -17,6 +17,8 @@ import pytest
 import yaml
 from server import ROOT, image_files, input_schema
 
+from thinksound.errors import InputError
+
 CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
 # Cog's own table (pkg/config/torch_compatibility.json): what it can install together.
 COG_KNOWS = {
@@ -135,3 +137,11 @@ def test_a_bug_keeps_its_traceback(
         predictor.predict(cog.Path("clip.mp4"), "", "", 5.0, 24, None, None)
     (record,) = caplog.records
     assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("video", [None, 5, {"a": 1}, ["data:,"], "clip.mp4"])
+def test_a_video_that_is_no_url_is_refused_without_a_schema_too(
+    predict_module: ModuleType, video: object
+) -> None:
+    with pytest.raises(InputError, match=f"video {re.escape(repr(video))} is no URL; give an http, https or"):
+        predict_module.Predictor().predict(video, "", "", 5.0, 24, None, None)
