@@ -17,7 +17,7 @@ import pytest
 import torch
 from av.sidedata.sidedata import Type as SideData
 
-from thinksound.errors import OutputError
+from thinksound.errors import MediaError, OutputError
 from thinksound.media.decode import DecodedVideo, decode_video
 from thinksound.media.mux import MuxResult, _decoding_times, _output_time_base, _PacketTimes, mux
 from thinksound.rates import MAX_DURATION_S, SAMPLE_RATE, audio_sample_count
@@ -595,6 +595,22 @@ def test_an_unusable_output_is_refused_and_the_input_never_replaced(clips: Path,
         muxed(video, tmp_path / "folder.mp4")
 
 
+@pytest.mark.parametrize("other", ["gif_10_1p2s.gif", "cfr25_10p04s.mp4"])
+def test_another_video_under_the_same_name_is_not_given_the_sound(
+    clips: Path, tmp_path: Path, other: str
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes((clips / "cfr25_1p0s.mp4").read_bytes())
+    video = decode_video(clip)
+    clip.write_bytes((clips / other).read_bytes())
+    with pytest.raises(MediaError, match="changed since it was read; start again"):
+        muxed(video, tmp_path / "out.mp4")
+    clip.unlink()
+    with pytest.raises(MediaError, match="no such file"):
+        muxed(video, tmp_path / "out.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_are_only_names(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     video = decode_video(clips / "cfr25_1p0s.mp4")
@@ -624,7 +640,7 @@ def test_a_full_disk_gives_one_message_and_no_file(clips: Path, tmp_path: Path, 
     """The limit is moved through the file, to its very last byte."""
     program = """
 import pathlib, resource, signal, sys, torch
-from thinksound.errors import OutputError
+from thinksound.errors import MediaError, OutputError
 from thinksound.media.decode import decode_video
 from thinksound.media.mux import mux
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

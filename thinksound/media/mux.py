@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 
 from ..rates import MAX_DURATION_S
 from .files import check_output, whole_file
-from .probe import open_video
+from .probe import check_unchanged, open_video
 from .timeline import PresentedFrames, Timeline
 from .transcode import encode_h264
 
@@ -81,6 +81,7 @@ def mux(
         MediaError: the video was removed or changed meanwhile.
     """
     output = check_output(output, SUFFIXES, inputs=(video.info.path,))
+    check_unchanged(video.info)
     reason, packets = _plan_copy(video)
     with (
         open_video(video.info.path) as (container, stream),

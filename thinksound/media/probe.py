@@ -56,6 +56,7 @@ class VideoInfo:
     container_duration_s: float | None  # a claim that may count sound and hidden pictures
     announced_end_s: float | None  # when the pictures end, where the container says so for them alone
     streams: tuple[str, ...]  # one description per stream
+    version: tuple[int, int]  # of the file: its size and time of change
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -65,6 +66,7 @@ def probe(path: Path | str) -> VideoInfo:
         MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
     """
     with open_video(path) as (container, stream):
+        version = _version(Path(path))
         frame = _first_frame(Path(path), container, stream)
         duration = container.duration
         return VideoInfo(
@@ -80,7 +82,24 @@ def probe(path: Path | str) -> VideoInfo:
             container_duration_s=duration / av.time_base if duration else None,
             announced_end_s=_announced_end(container, stream),
             streams=tuple(_describe(each) for each in container.streams),
+            version=version,
         )
+
+
+def check_unchanged(info: VideoInfo) -> None:
+    """Find out whether a video that was read before is still the same.
+
+    Raises:
+        MediaError: the file was removed or changed.
+    """
+    _check_file(info.path)
+    if _version(info.path) != info.version:
+        raise MediaError(f"{info.path}: changed since it was read; start again when nothing writes to it")
+
+
+def _version(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def frame_rotation(frame: VideoFrame) -> int:
