@@ -144,6 +144,25 @@ def test_what_is_no_video_gets_one_clear_message(tmp_path: Path, case: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_animation_is_said_to_be_damaged(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (64, 48), (20 * index, 0, 0)) for index in range(5)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    second = content.index(b"fcTL", content.index(b"fcTL") + 1)
+    content[second - 1] += 1  # the length of the block that begins the second picture
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(MediaError, match=r"damaged \(no picture can be decoded\)"):
+        decode_video(tmp_path / "a.png")
+
+
+def test_a_damaged_file_that_ffmpeg_calls_forbidden_is_said_to_be_damaged(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "old.wmv", codec="wmv2", container_format="asf")
+    kind = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")  # of a stream: video
+    path.write_bytes(path.read_bytes().replace(kind, kind[:11] + b"?" + kind[12:], 1))
+    with pytest.raises(MediaError, match="not a video that can be read, or damaged"):
+        probe(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")

@@ -6,6 +6,7 @@ everything in one file are opened at all: a playlist cannot make the decoder rea
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -124,9 +125,9 @@ def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]
             options={"protocol_whitelist": "file", "format_whitelist": DEMUXERS},
             metadata_errors="replace",
         )
-    except av.error.PermissionError:
-        raise MediaError(f"{path}: no permission to read this file") from None
     except (av.error.FFmpegError, ValueError) as error:
+        if not os.access(path, os.R_OK):
+            raise MediaError(f"{path}: no permission to read this file") from None
         raise MediaError(f"{path}: {_why_unreadable(path)}") from error
     with container:
         stream = _moving_pictures(path, container)
@@ -192,10 +193,13 @@ def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
 
 
 def _is_single_packet(path: Path) -> bool:
-    with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as container:
-        packets = (packet for packet in container.demux(video=0) if packet.size)
-        next(packets, None)
-        return next(packets, None) is None
+    try:
+        with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as container:
+            packets = (packet for packet in container.demux(video=0) if packet.size)
+            next(packets, None)
+            return next(packets, None) is None
+    except av.error.FFmpegError:
+        return False  # damaged: decoding will tell
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
