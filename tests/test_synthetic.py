@@ -17,6 +17,7 @@ import soundfile
 
 from thinksound.cli import main
 from thinksound.errors import InputError
+from thinksound.media.decode import decode_video
 from thinksound.synthetic.clips import make_clips, write_clip
 from thinksound.synthetic.kinds import ENGINE_HZ, KINDS
 from thinksound.synthetic.make import make_scene
@@ -26,6 +27,7 @@ from thinksound.synthetic.motion import ball_height, falling, raised
 from thinksound.synthetic.picture import render_frames
 from thinksound.synthetic.scene import Background, Room, pan_of
 from thinksound.synthetic.sound import constant_power, synthesise
+from thinksound.synthetic.stream import encoder_pictures
 from thinksound.synthetic.texts import describe
 
 RATE = 16000
@@ -508,3 +510,24 @@ def test_an_interrupt_leaves_whole_files(tmp_path):
     assert not list(tmp_path.glob(".*"))
     for path in tmp_path.glob("*.json"):
         assert json.loads(path.read_text())["caption"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_streamed_pictures_are_those_of_the_file(seed, tmp_path):
+    scene = make_scene("hard", seed, 2.0)
+    video, _, _ = write_clip(scene, tmp_path, "clip", RATE)
+    decoded = decode_video(video)
+    clip, sync = encoder_pictures(scene)
+    for streamed, read in ((clip, decoded.clip_frames), (sync, decoded.sync_frames)):
+        assert streamed.shape == read.shape
+        loss = (streamed.float() - read.float()).abs().mean(dim=(1, 2, 3))
+        assert loss.max() < 6  # H.264; another frame of a moving camera differs by more
+
+
+@pytest.mark.parametrize("split", ["standard", "hard"])
+def test_synchformer_sees_what_sounds(split):
+    for seed in range(60):
+        scene = make_scene(split, seed)
+        half = 0.5 * min(1.0, scene.height / scene.width)  # of the middle square, in picture widths
+        for source in scene.sources:
+            assert all(abs(x - 0.5) < half for x in source.x.values)

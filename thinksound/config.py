@@ -55,6 +55,8 @@ class OobleckConfig:
     channel_multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
     strides: tuple[int, ...] = (2, 4, 4, 8, 8)
     latent_dim: int = 64
+    patch: int = 1  # neighbouring samples that enter and leave as channels: saves work at the audio rate
+    sample_rate: int = 44_100  # Hz
 
     def __post_init__(self) -> None:
         if len(self.channel_multiples) != len(self.strides):
@@ -65,7 +67,7 @@ class OobleckConfig:
     @property
     def hop(self) -> int:
         """Audio samples per latent frame."""
-        return math.prod(self.strides)
+        return self.patch * math.prod(self.strides)
 
 
 @dataclass(frozen=True)

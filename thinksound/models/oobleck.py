@@ -12,15 +12,26 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import OobleckConfig
 
 DILATIONS = (1, 3, 9)
-# Latent frames on each side that a decoded sample can depend on: 3 of the first convolution, then
-# per block one of the transposed convolution and 39 samples of the residual units, at rates
-# 8, 64, 256, 1024 and 2048 a latent. That is under 10; the tests measure it.
-DECODER_CONTEXT = 12
+
+
+def decoder_context(config: OobleckConfig) -> int:
+    """Latent frames on each side that a decoded sample can depend on.
+
+    3 of the first convolution; per block one position of the transposed convolution, at the rate
+    before it, and 39 of the residual units, at the rate after it; 3 of the last convolution.
+    """
+    reach, rate = 3.0, 1  # positions per latent frame
+    for stride in reversed(config.strides):
+        reach += 1 / rate
+        rate *= stride
+        reach += 3 * sum(DILATIONS) / rate
+    return math.ceil(reach + 3 / rate)
 
 
 class Snake(nn.Module):
@@ -136,16 +147,17 @@ class Encoder(nn.Module):
 
     def __init__(self, config: OobleckConfig) -> None:
         super().__init__()
+        self.patch = config.patch
         widths = [config.channels * m for m in (1, *config.channel_multiples)]
         self.layers = nn.Sequential(
-            WeightNormConv(config.audio_channels, widths[0], 7, padding=3),
+            WeightNormConv(config.audio_channels * config.patch, widths[0], 7, padding=3),
             *(EncoderBlock(a, b, s) for a, b, s in zip(widths[:-1], widths[1:], config.strides, strict=True)),
             Snake(widths[-1]),
             WeightNormConv(widths[-1], 2 * config.latent_dim, 3, padding=1),
         )
 
     def forward(self, audio: Tensor) -> Tensor:
-        return self.layers(audio)
+        return self.layers(rearrange(audio, "b c (n p) -> b (c p) n", p=self.patch))
 
 
 class Decoder(nn.Module):
@@ -153,17 +165,18 @@ class Decoder(nn.Module):
 
     def __init__(self, config: OobleckConfig) -> None:
         super().__init__()
+        self.patch = config.patch
         widths = [config.channels * m for m in (1, *config.channel_multiples)][::-1]
         strides = config.strides[::-1]
         self.layers = nn.Sequential(
             WeightNormConv(config.latent_dim, widths[0], 7, padding=3),
             *(DecoderBlock(a, b, s) for a, b, s in zip(widths[:-1], widths[1:], strides, strict=True)),
             Snake(widths[-1]),
-            WeightNormConv(widths[-1], config.audio_channels, 7, padding=3, bias=False),
+            WeightNormConv(widths[-1], config.audio_channels * config.patch, 7, padding=3, bias=False),
         )
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.layers(latents)
+        return rearrange(self.layers(latents), "b (c p) n -> b c (n p)", p=self.patch)
 
 
 class AudioVAE(nn.Module):
@@ -191,15 +204,16 @@ class AudioVAE(nn.Module):
     def decode(self, latents: Tensor, window: int = 256) -> Tensor:
         """Audio ``(B, 2, hop * T)`` of ``latents (B, C, T)``.
 
-        More than ``window`` latents (12 s) are decoded in pieces with enough context on both sides
-        that every sample is the one of a single pass, while memory stays that of one window.
+        More than ``window`` latents (12 s of the published model) are decoded in pieces with enough
+        context on both sides that every sample is the one of a single pass, while memory stays that
+        of one window.
         """
-        length, hop = latents.shape[-1], self.config.hop
+        length, hop, context = latents.shape[-1], self.config.hop, decoder_context(self.config)
         latents = latents.to(next(self.decoder.parameters()).dtype)
         pieces = []
         for start in range(0, length, window):
             stop = min(start + window, length)
-            left, right = max(0, start - DECODER_CONTEXT), min(length, stop + DECODER_CONTEXT)
+            left, right = max(0, start - context), min(length, stop + context)
             piece = self.decoder(latents[..., left:right])
             pieces.append(piece[..., (start - left) * hop : (stop - left) * hop])
         return torch.cat(pieces, dim=-1)

@@ -71,7 +71,8 @@ def make_scene(split: str, seed: int, duration_s: float = 4.0) -> Scene:
     )
     room = _ROOMS[rng.integers(len(_ROOMS))]
     names = rng.choice(list(KINDS), size=1 + hard, replace=False)
-    edge = 0.14 if width >= height else 0.22  # things are as wide as the picture is high
+    # Inside of the middle square, all that Synchformer sees of a picture, with room for the thing itself.
+    edge = max(0.22 if width < height else 0.14, 0.5 - 0.41 * height / width)
     spans = [(edge, 0.40), (0.60, 1 - edge)] if hard else [(edge, 1 - edge)]
     rng.shuffle(spans)
     sources = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import pi, sin
 
 import numpy as np
@@ -14,12 +15,13 @@ from .scene import Distractor, FloatArray, Scene
 _BEHIND = {"rain": 0, "footsteps": 1}  # showers and floors are wide: they lie behind what stands
 
 
-def render_frames(scene: Scene) -> NDArray[np.uint8]:
-    """Every frame, uint8 (N, H, W, 3); frame i shows the time i / fps."""
+def render_frames(scene: Scene, indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
+    """Frames, uint8 (N, H, W, 3); frame i shows the time i / fps. ``indices`` picks some; default all."""
+    indices = range(scene.frame_count) if indices is None else indices
     wall = backdrop(scene.background, scene.width, scene.height)
     shifts = _camera(scene)
-    frames = np.empty((scene.frame_count, scene.height, scene.width, 3), np.uint8)
-    for index in range(scene.frame_count):
+    frames = np.empty((len(indices), scene.height, scene.width, 3), np.uint8)
+    for place, index in enumerate(indices):
         t = index / scene.fps
         canvas = Canvas(wall, scene.width, scene.height, (float(shifts[index, 0]), float(shifts[index, 1])))
         for distractor in scene.distractors:
@@ -31,7 +33,7 @@ def render_frames(scene: Scene) -> NDArray[np.uint8]:
             post = shade(scene.background.wall, 0.45)
             left, right = centre - width / 2, centre + width / 2
             canvas.polygon([(left, -0.1), (right, -0.1), (right, 1.1), (left, 1.1)], post)
-        frames[index] = canvas.pixels()
+        frames[place] = canvas.pixels()
     return frames
 
 
