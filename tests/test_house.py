@@ -29,6 +29,7 @@ ORDER = [
     {"runtime"},
     {"pipeline"},
     {"synthetic"},
+    {"evaluation"},
     {"cli"},
     {"__main__"},
 ]

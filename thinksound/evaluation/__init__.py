@@ -1,0 +1,1 @@
+"""How good a generated sound is: against the known truth of made data, and by the field's metrics."""

@@ -1,0 +1,45 @@
+"""What every measure looks at: sound at one rate, its magnitudes over time, its bands."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATE = 16_000  # Hz; sounds of another rate are resampled before anything is measured
+HOP = 80  # samples between frames: 5 ms
+FRAME_S = HOP / RATE
+WINDOW = 512  # samples of a frame: 32 ms
+
+FloatArray = NDArray[np.float64]
+Waveform = NDArray[np.float32]  # (2, A)
+
+
+def resample(waveform: Waveform, sample_rate: int) -> Waveform:
+    """Waveform (C, A) at `RATE`, by cutting or filling its spectrum; itself where it has that rate."""
+    if sample_rate == RATE:
+        return waveform
+    samples = waveform.shape[-1]
+    length = round(samples * RATE / sample_rate)
+    # Mirrored ends, so that the seam of the circular transform falls outside of what is kept.
+    edge = min(samples - 1, sample_rate // 10)
+    padded = np.pad(waveform.astype(np.float64), ((0, 0), (edge, edge)), mode="reflect")
+    total = round(padded.shape[-1] * RATE / sample_rate)
+    spectrum = np.fft.rfft(padded)
+    bins = total // 2 + 1
+    cut = np.zeros((len(waveform), bins), dtype=spectrum.dtype)
+    kept = min(bins, spectrum.shape[-1])
+    cut[:, :kept] = spectrum[:, :kept]
+    result = np.fft.irfft(cut, total) * (total / padded.shape[-1])
+    start = round(edge * RATE / sample_rate)
+    return result[:, start : start + length].astype(np.float32)
+
+
+def magnitudes(sound: FloatArray | NDArray[np.float32], window: int = WINDOW, hop: int = HOP) -> FloatArray:
+    """Hann-windowed spectrum magnitudes (T, F) of sound (A,) at `RATE`; frame i is centred on sample i * hop.
+
+    A sine of amplitude 1 gives 0.5 in its bin.
+    """
+    padded = np.pad(sound, window // 2, mode="reflect")  # zeros would sound like a click at the ends
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
+    weights = np.hanning(window + 1)[:-1]
+    return np.abs(np.fft.rfft(frames * weights, axis=1)) / weights.sum()
