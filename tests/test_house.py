@@ -29,6 +29,7 @@ ORDER = [
     {"runtime"},
     {"pipeline"},
     {"synthetic"},
+    {"training"},
     {"evaluation"},
     {"cli"},
     {"__main__"},

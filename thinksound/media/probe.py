@@ -109,11 +109,11 @@ def frame_rotation(frame: VideoFrame) -> int:
 
 
 @contextmanager
-def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and choose its moving pictures.
+def open_media(path: Path | str) -> Iterator[InputContainer]:
+    """Open a file of pictures or sound.
 
     Raises:
-        MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
+        MediaError: the file is missing or damaged.
     """
     path = Path(path)
     _check_file(path)
@@ -130,10 +130,27 @@ def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]
             raise MediaError(f"{path}: no permission to read this file") from None
         raise MediaError(f"{path}: {_why_unreadable(path)}") from error
     with container:
+        yield container
+
+
+@contextmanager
+def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file and choose its moving pictures.
+
+    Raises:
+        MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
+    """
+    path = Path(path)
+    with open_media(path) as container:
         stream = _moving_pictures(path, container)
         _check_size(path, stream.codec_context.width, stream.codec_context.height)
         stream.thread_type = "AUTO"
         yield container, stream
+
+
+def moving_streams(container: InputContainer) -> list[VideoStream]:
+    """The streams of moving pictures in a file, without cover pictures and thumbnails."""
+    return [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
 
 
 def _check_file(path: Path) -> None:
@@ -179,7 +196,7 @@ def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
     found = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in kinds.items())
     if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
         raise MediaError(f"{path}: this is a still picture (HEIF or AVIF); give a file with moving pictures")
-    candidates = [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
+    candidates = moving_streams(container)
     if not candidates:
         raise MediaError(
             f"{path}: no video stream ({found or 'no streams'} found); give a file with moving pictures"

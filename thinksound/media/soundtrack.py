@@ -1,0 +1,135 @@
+"""The sound of a file, with or without pictures, as a waveform at the rate that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from torch import Tensor
+
+from ..errors import MediaError
+from .probe import moving_streams, open_media
+
+_GAP_S = 0.05  # a larger step in the times is a gap, a smaller one the rounding of the container
+
+
+@dataclass(frozen=True)
+class Soundtrack:
+    """The sound of one file."""
+
+    waveform: Tensor  # (2, A) float32; a mono file has it twice
+    start_s: float  # time of the first sample on the clock of the file's pictures
+    has_pictures: bool  # whether there are moving ones beside it
+
+    def part(self, start_s: float, samples: int, sample_rate: int) -> Tensor:
+        """``(2, samples)`` from the time ``start_s`` on; silence where there is no sound."""
+        first = round((start_s - self.start_s) * sample_rate)
+        part = torch.zeros(2, samples)
+        begin, end = max(first, 0), min(first + samples, self.waveform.shape[1])
+        if begin < end:
+            part[:, begin - first : end - first] = self.waveform[:, begin:end]
+        return part
+
+
+def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack:
+    """Read the first sound of a file.
+
+    Args:
+        path: a video or audio file.
+        sample_rate: Hz, to which the sound is resampled.
+        limit_s: seconds after which reading stops.
+
+    Raises:
+        MediaError: the file is missing or damaged, or has no sound.
+    """
+    with open_media(path) as container:
+        if not container.streams.audio or container.streams.audio[0].codec_context is None:
+            count = len(container.streams.video)
+            found = f"{count} video stream{'s' * (count != 1)} found"
+            raise MediaError(f"{path}: no sound that can be read ({found}); give a file with sound")
+        runs: list[tuple[float, np.ndarray]] = []  # time and samples (2, n) of each unbroken stretch
+        resampler: _Resampler | None = None
+        end_s = 0.0  # of what was decoded
+        for frame in _frames(Path(path), container, limit_s):
+            time_s = float(frame.time) if frame.time is not None else end_s
+            if resampler is None or not resampler.fits(frame) or abs(time_s - end_s) > _GAP_S:
+                if resampler is not None:
+                    runs.append(resampler.finish())
+                resampler, end_s = _Resampler(frame, time_s, sample_rate), time_s
+            resampler.add(frame)
+            end_s += frame.samples / frame.sample_rate
+        if resampler is None:
+            raise MediaError(f"{path}: damaged (no sound can be decoded); copy or export the file again")
+        runs.append(resampler.finish())
+        start_s = min(time_s for time_s, _ in runs)
+        places = [(round((time_s - start_s) * sample_rate), samples) for time_s, samples in runs]
+        waveform = torch.zeros(2, max(place + samples.shape[1] for place, samples in places))
+        for place, samples in places:
+            waveform[:, place : place + samples.shape[1]] = torch.from_numpy(samples)
+        return Soundtrack(waveform, start_s, bool(moving_streams(container)))
+
+
+def _frames(path: Path, container: InputContainer, limit_s: float) -> Iterator[AudioFrame]:
+    """Decoded pieces of sound. What cannot be decoded may lie before or after them, not in between."""
+    stream = container.streams.audio[0]
+    end_s = limit_s + float((stream.start_time or 0) * (stream.time_base or 0))
+    begun = lost = False
+    for packet in _packets(container, stream):
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            lost = begun
+            continue
+        for frame in frames:
+            if lost:
+                raise MediaError(f"{path}: damaged (a part of its sound is lost); copy or export it again")
+            begun = True
+            if frame.time is not None and frame.time > end_s:
+                return
+            yield frame
+
+
+def _packets(container: InputContainer, stream: AudioStream) -> Iterator[Packet[AudioStream]]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            yield next(packets)
+        except (StopIteration, av.error.FFmpegError):  # the latter: the file ends in the middle of a packet
+            return
+
+
+class _Resampler:
+    """One unbroken stretch of sound of one kind."""
+
+    def __init__(self, first: AudioFrame, time_s: float, sample_rate: int) -> None:
+        self._kind = _kind(first)
+        self._time_s = time_s
+        channels = min(first.layout.nb_channels, 2)
+        layout = ("mono", "stereo")[channels - 1]
+        self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=sample_rate)
+        self._parts: list[np.ndarray] = [np.zeros((channels, 0), np.float32)]
+
+    def fits(self, frame: AudioFrame) -> bool:
+        return _kind(frame) == self._kind
+
+    def add(self, frame: AudioFrame) -> None:
+        frame.pts = None  # the resampler keeps no times
+        self._parts += [part.to_ndarray() for part in self._resampler.resample(frame)]
+
+    def finish(self) -> tuple[float, np.ndarray]:
+        """Its time in seconds and its samples, (2, n)."""
+        self._parts += [part.to_ndarray() for part in self._resampler.resample(None)]
+        samples = np.concatenate(self._parts, axis=1)
+        return self._time_s, np.broadcast_to(samples, (2, samples.shape[1])).copy()
+
+
+def _kind(frame: AudioFrame) -> tuple[str, int, str]:
+    return frame.format.name, frame.sample_rate, frame.layout.name

@@ -1,0 +1,1 @@
+"""Training: made or prepared data in, weights out."""

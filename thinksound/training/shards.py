@@ -1,0 +1,237 @@
+"""Prepared clips on disk: everything that the transformer trains on, encoded once.
+
+A folder holds shards ``clips-00000.safetensors``, ... and, when all of them are there, ``index.json``.
+In a shard the clips' features are stacked, one tensor per kind, because all clips of a folder last
+equally long; they are float16, or bfloat16 where a value leaves the range of float16. Its header says
+what it was made from, so that an interrupted preparation can be taken up again. Reading maps the
+files: a batch costs the pages of its own clips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import InputError
+from ..media.files import whole_file
+from ..presets import Preset
+from ..rates import clip_frame_count, latent_frame_count, sync_feature_count
+
+FORMAT = 1
+INDEX = "index.json"
+_HEADER = "thinksound"  # one entry, because several would be written in random order
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Features of B clips, float32."""
+
+    clip_features: Tensor  # (B, V, Dc) MetaCLIP pictures; zeros without video
+    sync_features: Tensor  # (B, S, Ds) Synchformer; zeros without video
+    text_features: Tensor  # (B, 77, Dt) MetaCLIP tokens of the caption
+    t5_features: Tensor  # (B, 77, D5) T5 tokens of the chain of thought
+    latent_mean: Tensor  # (B, C, T) as AudioVAE.encode gives it
+    latent_scale: Tensor  # (B, C, T) before the softplus
+    has_video: Tensor  # (B,) bool
+
+
+_FEATURES = tuple(field.name for field in fields(Batch) if field.name != "has_video")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all clips of a folder share; two folders of one layout fit the same network."""
+
+    preset: str
+    encoders: dict[str, str]  # network -> key of its weight file
+    sample_rate: int  # Hz
+    hop: int  # audio samples per latent
+    duration_s: float
+    shapes: dict[str, list[int]]  # feature -> its shape for one clip
+
+    @classmethod
+    def of(cls, preset: Preset, duration_s: float) -> Layout:
+        """The layout of clips of ``duration_s`` seconds for a preset's networks."""
+        mmdit, vae = preset.mmdit, preset.vae
+        latents = [mmdit.latent_dim, latent_frame_count(duration_s, vae.sample_rate, vae.hop)]
+        return cls(
+            preset=preset.name,
+            encoders={network: key for network, key in preset.weights.items() if network != "dit"},
+            sample_rate=vae.sample_rate,
+            hop=vae.hop,
+            duration_s=duration_s,
+            shapes={
+                "clip_features": [clip_frame_count(duration_s), mmdit.clip_dim],
+                "sync_features": [sync_feature_count(duration_s), mmdit.sync_dim],
+                "text_features": [mmdit.text_length, mmdit.clip_text_dim],
+                "t5_features": [mmdit.text_length, mmdit.text_dim],
+                "latent_mean": latents,
+                "latent_scale": latents,
+            },
+        )
+
+    @property
+    def audio_samples(self) -> int:
+        """Samples that give exactly the clip's latents."""
+        return self.shapes["latent_mean"][1] * self.hop
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What a shard holds and what it was made from."""
+
+    layout: Layout
+    encoders: str  # fingerprint of the networks that encoded
+    sources: str  # fingerprint of what was to be encoded
+    names: list[str]  # of the clips, in order
+    skipped: list[list[str]]  # name and reason of each source, or part of one, that gave no clip
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where the shard ``number`` belongs."""
+    return folder / f"clips-{number:05d}.safetensors"
+
+
+def write_shard(folder: Path, number: int, header: ShardHeader, clips: Batch | None) -> None:
+    """Write one shard, whole or not at all; ``clips`` is None where every source was skipped.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or the disk is full.
+    """
+    tensors = {}
+    if clips is not None:
+        tensors = {name: _compact(getattr(clips, name)) for name in _FEATURES}
+        tensors["has_video"] = clips.has_video
+    text = json.dumps({"format": FORMAT, **asdict(header)}, sort_keys=True)
+    with whole_file(shard_path(folder, number)) as temporary:
+        temporary.write_bytes(save(tensors, metadata={_HEADER: text}))
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    fits = tensor.abs().max() <= torch.finfo(torch.float16).max
+    return tensor.to(torch.float16 if fits else torch.bfloat16).contiguous()
+
+
+def read_header(path: Path) -> ShardHeader | None:
+    """The header of a shard; None if there is no readable one at ``path``."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})[_HEADER])
+        if record.pop("format") != FORMAT:
+            return None
+        return ShardHeader(layout=Layout(**record.pop("layout")), **record)
+    except (SafetensorError, KeyError, ValueError, TypeError):
+        return None
+
+
+def write_index(
+    folder: Path, layout: Layout, made_by: dict[str, str], names: Sequence[Sequence[str]]
+) -> None:
+    """Declare a folder complete: ``names`` are those of the clips of each shard.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    shards = [
+        {"file": shard_path(folder, number).name, "clips": list(each)} for number, each in enumerate(names)
+    ]
+    record = {"format": FORMAT, **asdict(layout), "made_by": made_by, "shards": shards}
+    with whole_file(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+class PreparedClips:
+    """A prepared folder, read by memory mapping.
+
+    Raises:
+        InputError: the folder is not a complete preparation, or of an unknown format.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.layout, self.made_by, shards = self._read_index()
+        self.names: list[str] = [name for shard in shards for name in shard["clips"]]
+        self._places = [(shard["file"], row) for shard in shards for row in range(len(shard["clips"]))]
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The clips of these numbers, in this order."""
+        places = [self._places[index] for index in indices]
+        stacked = {
+            field.name: torch.stack([self._shard(file)[field.name][row] for file, row in places])
+            for field in fields(Batch)
+        }
+        return Batch(
+            **{name: part if name == "has_video" else part.float() for name, part in stacked.items()}
+        )
+
+    def check(self, preset: Preset) -> None:
+        """Make sure that these clips can train a preset's transformer.
+
+        Raises:
+            InputError: they were encoded by other networks or have other sizes.
+        """
+        wanted = Layout.of(preset, self.layout.duration_s)
+        again = f"prepare the files again with --preset {preset.name}"
+        if wanted.encoders != self.layout.encoders:
+            raise InputError(
+                f"{self.folder}: prepared for {self.layout.preset}, whose encoders are not those of "
+                f"{preset.name}; {again}"
+            )
+        for name, here, there in (
+            ("sample rate", self.layout.sample_rate, wanted.sample_rate),
+            ("samples per latent", self.layout.hop, wanted.hop),
+            *((name, self.layout.shapes[name], shape) for name, shape in wanted.shapes.items()),
+        ):
+            if here != there:
+                raise InputError(
+                    f"{self.folder}: prepared with {name} {here}, {preset.name} has {there}; {again}"
+                )
+
+    def _read_index(self) -> tuple[Layout, dict[str, str], list[dict[str, Any]]]:
+        path = self.folder / INDEX
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: no such folder; make it with `thinksound prepare`")
+        if not path.is_file():
+            if any(self.folder.glob("clips-*.safetensors")):
+                what = "the preparation was not finished; start it again and it goes on"
+            else:
+                what = f"no prepared clips (there is no {INDEX}); make them with `thinksound prepare`"
+            raise InputError(f"{self.folder}: {what}")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found = record.pop("format")
+            if found == FORMAT:
+                made_by, shards = record.pop("made_by"), record.pop("shards")
+                return Layout(**record), made_by, shards
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not an index of prepared clips ({error!r}); prepare again") from None
+        raise InputError(f"{path}: format {found}, this version reads format {FORMAT}; prepare again")
+
+    def _shard(self, file: str) -> dict[str, Tensor]:
+        if file not in self._tensors:
+            path = self.folder / file
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    self._tensors[file] = {
+                        field.name: shard.get_tensor(field.name) for field in fields(Batch)
+                    }
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"{path}: missing or damaged ({error}); delete it and prepare again, "
+                    "which makes only what is missing"
+                ) from None
+        return self._tensors[file]
