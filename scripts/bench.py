@@ -115,12 +115,13 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
     )
 
     options = Options(arguments.steps, GUIDANCE_SCALE, seed=0)
-    length = latent_frame_count(decoded.duration_s)
+    vae = pipeline.preset.vae
+    length = latent_frame_count(decoded.duration_s, vae.sample_rate, vae.hop)
     with place("dit"), torch.inference_mode():
         device = pipeline.mmdit.sync_pos_emb.device
         clip, sync, text, t5 = (part.to(device) for part in features.batched())
         given = (clip, sync, text, t5)
-        noise = draw_noise(0, pipeline.preset.mmdit.latent_dim, length).to(device)
+        noise = draw_noise(0, vae.latent_dim, length).to(device)
         row("condition projection", lambda: guided_velocity(pipeline.mmdit, given, length, GUIDANCE_SCALE))
         velocity = guided_velocity(pipeline.mmdit, given, length, GUIDANCE_SCALE)
         row("one transformer step, guidance 5", lambda: velocity(noise, 0.5))
@@ -130,9 +131,10 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
     )
     _, latents = pipeline.sample(features, decoded.duration_s, Options(1, GUIDANCE_SCALE, seed=0))
     row("VAE decode", lambda: pipeline.decode_audio(latents))
-    pcm = fit_length(to_pcm16(pipeline.decode_audio(latents)), audio_sample_count(decoded.duration_s))
+    samples = audio_sample_count(decoded.duration_s, vae.sample_rate)
+    pcm = fit_length(to_pcm16(pipeline.decode_audio(latents)), samples, vae.hop)
     output = video.with_name("out.mp4")
-    row("mux", lambda: mux(decoded, pcm, 44_100, output, metadata={}))
+    row("mux", lambda: mux(decoded, pcm, vae.sample_rate, output, metadata={}))
     row("whole request", lambda: pipeline(video, "a dog", "a dog barks", options).save(output))
 
 

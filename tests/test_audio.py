@@ -12,11 +12,13 @@ import pytest
 import soundfile
 import torch
 
+from thinksound.config import OobleckConfig
 from thinksound.errors import OutputError, ThinkSoundError
 from thinksound.media import files
 from thinksound.media.audio import fit_length, to_pcm16, write_wav
 from thinksound.media.files import whole_file
-from thinksound.rates import LATENT_HOP, audio_sample_count, latent_frame_count
+from thinksound.presets import LIGHT, TINY
+from thinksound.rates import audio_sample_count, latent_frame_count
 
 
 def tone(samples: int, level: float = 0.3) -> torch.Tensor:
@@ -46,14 +48,14 @@ def test_sound_that_is_not_a_number_is_refused_with_advice(value: float) -> None
 
 def test_surplus_is_cut() -> None:
     pcm16 = to_pcm16(tone(5000))
-    assert torch.equal(fit_length(pcm16, 4000), pcm16[:, :4000])
-    assert torch.equal(fit_length(pcm16, 5000), pcm16)
+    assert torch.equal(fit_length(pcm16, 4000, 2048), pcm16[:, :4000])
+    assert torch.equal(fit_length(pcm16, 5000, 2048), pcm16)
 
 
 @pytest.mark.parametrize("missing", [1, 2, 530, 777, 1024])
 def test_missing_samples_are_filled_without_a_click(missing: int) -> None:
     pcm16 = to_pcm16(tone(4096))
-    fitted = fit_length(pcm16, 4096 + missing)
+    fitted = fit_length(pcm16, 4096 + missing, 2048)
     assert fitted.shape == (2, 4096 + missing) and fitted.dtype == torch.int16
     assert torch.equal(fitted[:, :4096], pcm16)
     assert (fitted[:, -1] == 0).all()
@@ -64,11 +66,12 @@ def test_missing_samples_are_filled_without_a_click(missing: int) -> None:
         assert fitted[:, 4096 : 4096 + missing // 4].abs().max() > 16000  # and it is no silence
 
 
-def test_every_duration_can_be_reached_from_its_latents() -> None:
+@pytest.mark.parametrize("vae", [LIGHT.vae, TINY.vae], ids=["published", "tiny"])
+def test_every_duration_can_be_reached_from_its_latents(vae: OobleckConfig) -> None:
     for hundredths in range(10, 18_001, 7):
         duration_s = hundredths / 100
-        generated = latent_frame_count(duration_s) * LATENT_HOP
-        assert audio_sample_count(duration_s) - generated <= LATENT_HOP // 2 < generated
+        generated = latent_frame_count(duration_s, vae.sample_rate, vae.hop) * vae.hop
+        assert audio_sample_count(duration_s, vae.sample_rate) - generated <= vae.hop // 2 < generated
 
 
 def test_wav_holds_the_very_samples(tmp_path: Path) -> None:
@@ -111,6 +114,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 def test_a_full_disk_gives_one_message_and_no_file(tmp_path: Path) -> None:
     program = """
 import resource, signal, sys, torch
+from thinksound.config import OobleckConfig
 from thinksound.errors import OutputError
 from thinksound.media.audio import write_wav
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

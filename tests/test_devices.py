@@ -68,7 +68,7 @@ def test_devices_and_number_formats_agree_from_pictures_to_sound(gpus, dtype):
             (1, 77, 1024),
             (1, 77, 2048),
         ]
-        noise = torch.empty(1, 64, latent_frame_count(9), device=plan.devices["dit"])
+        noise = torch.empty(1, 64, latent_frame_count(9, 44_100, 2048), device=plan.devices["dit"])
         given = tuple(part.cpu().to(plan.devices["dit"]) for part in features)
         velocity = guided_velocity(mmdit, given, noise.shape[-1], 5.0)
         latents = noise - 0.5 * velocity(noise, 1.0)

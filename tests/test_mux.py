@@ -20,11 +20,12 @@ from av.sidedata.sidedata import Type as SideData
 from thinksound.errors import MediaError, OutputError
 from thinksound.media.decode import DecodedVideo, decode_video
 from thinksound.media.mux import MuxResult, _decoding_times, _output_time_base, _PacketTimes, mux
-from thinksound.rates import MAX_DURATION_S, SAMPLE_RATE, audio_sample_count
+from thinksound.rates import MAX_DURATION_S, audio_sample_count
 
 CLIPS = sorted(path.name for path in (Path(__file__).parent / "parity" / "features" / "clips").iterdir())
 NOT_COPIED = ["gif_10_1p2s.gif", "interl.mpg", "avi_h264_b.avi", "avi_mpeg4_b.avi"]
 TOO_SHORT = "one_frame_25.mp4"
+SAMPLE_RATE = 44_100
 SQUARE = (64, 64)
 B_FRAMES = {"preset": "medium", "bf": "3", "b_strategy": "0"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3"}
@@ -41,7 +42,8 @@ def chirp(samples: int) -> torch.Tensor:
 
 
 def muxed(video: DecodedVideo, output: Path, **metadata: str) -> MuxResult:
-    return mux(video, chirp(audio_sample_count(video.duration_s)), SAMPLE_RATE, output, metadata)
+    sound = chirp(audio_sample_count(video.duration_s, SAMPLE_RATE))
+    return mux(video, sound, SAMPLE_RATE, output, metadata)
 
 
 def packets(path: Path) -> list[bytes]:
@@ -55,7 +57,7 @@ def relative_times(video: DecodedVideo) -> list[float]:
 
 def check_sound(path: Path, duration_s: float) -> None:
     """The sound starts with the picture and lasts as long, to the sample that MP4 can express."""
-    sound = chirp(audio_sample_count(duration_s)).numpy() / 32768
+    sound = chirp(audio_sample_count(duration_s, SAMPLE_RATE)).numpy() / 32768
     samples = sound.shape[1]
     with av.open(path) as container:
         stream = container.streams.audio[0]

@@ -418,14 +418,15 @@ def _describe_video(video: Path) -> None:
     print(f"  picture      {info.codec} {info.pixel_format} {size}")
     print(f"  duration     {decoded.duration_s:.3f} s of presented pictures (the container says {claimed})")
     print(f"  pictures     {decoded.frame_count} presented, the first at {decoded.start_s:.3f} s")
-    print(
-        f"  used         {len(decoded.clip_frames)} at 8 fps (MetaCLIP), {len(decoded.sync_frames)} at 25 fps"
-    )
-    print(
-        f"  generates    {latent_frame_count(decoded.duration_s)} latents from "
-        f"{sync_feature_count(decoded.duration_s)} synchronisation features, "
-        f"{audio_sample_count(decoded.duration_s)} samples"
-    )
+    sync = f"{len(decoded.sync_frames)} at 25 fps ({sync_feature_count(decoded.duration_s)} sync features)"
+    print(f"  used         {len(decoded.clip_frames)} at 8 fps (MetaCLIP), {sync}")
+    label = "generates"
+    for vae in dict.fromkeys(preset.vae for preset in PRESETS.values()):
+        latents = latent_frame_count(decoded.duration_s, vae.sample_rate, vae.hop)
+        samples = audio_sample_count(decoded.duration_s, vae.sample_rate)
+        names = ", ".join(preset.name for preset in PRESETS.values() if preset.vae == vae)
+        print(f"  {label:<12} {latents} latents, {samples:,} samples at {vae.sample_rate:,} Hz ({names})")
+        label = ""
     if decoded.timeline.cut:
         print(f"  note         it goes on; at most {MAX_DURATION_S:g} s can be used")
     for note in decoded.notes:

@@ -42,7 +42,6 @@ from .presets import DEFAULT_PRESET, NETWORKS, Preset, get_preset
 from .rates import (
     MAX_DURATION_S,
     MIN_DURATION_S,
-    SAMPLE_RATE,
     SYNC_SEGMENT,
     audio_sample_count,
     latent_frame_count,
@@ -93,17 +92,13 @@ def _draw_seed() -> int:
     return random.SystemRandom().randint(0, MAX_SEED)
 
 
-def _as_long_as(decoded: DecodedVideo, waveform: Tensor) -> Tensor:
-    """The waveform as int16 ``(2, samples)``: normalised, then exactly as long as the picture."""
-    return fit_length(to_pcm16(waveform), audio_sample_count(decoded.duration_s))
-
-
 @dataclass(frozen=True)
 class Result:
     """The sound of one video, and everything on the way to it."""
 
     waveform: Tensor  # (2, A) float32 as the VAE gave it, before normalisation
     pcm: Tensor  # (2, samples) int16, normalised, exactly as long as the picture
+    sample_rate: int  # Hz
     seed: int
     preset: str
     video: DecodedVideo
@@ -113,7 +108,6 @@ class Result:
     timings: dict[str, float]  # seconds per stage
     metadata: dict[str, str]  # what the MP4 says about its making
     notes: tuple[str, ...] = ()
-    sample_rate: int = SAMPLE_RATE
 
     def save(self, path: Path | str) -> tuple[str, ...]:
         """Write the video with its sound (``.mp4``), or the sound alone (``.wav``).
@@ -223,12 +217,13 @@ class Pipeline:
                 noise, latents = self.sample(features, decoded.duration_s, options, progress)
             with clock.time("vae"):
                 waveform = self.decode_audio(latents)
-                pcm = _as_long_as(decoded, waveform)
+                pcm = self._as_long_as(decoded, waveform)
 
         assert options.seed is not None
         return Result(
             waveform=waveform,
             pcm=pcm,
+            sample_rate=self.preset.vae.sample_rate,
             seed=int(options.seed),
             preset=self.preset.name,
             video=decoded,
@@ -313,7 +308,9 @@ class Pipeline:
         options = options or Options()
         steps = options.num_inference_steps
         seed = _draw_seed() if options.seed is None else int(options.seed)
-        noise = draw_noise(seed, self.preset.mmdit.latent_dim, latent_frame_count(duration_s))
+        vae = self.preset.vae
+        length = latent_frame_count(duration_s, vae.sample_rate, vae.hop)
+        noise = draw_noise(seed, vae.latent_dim, length)
         with self.placement.on_device("dit"):
             latents = sample_latents(
                 self.mmdit,
@@ -332,16 +329,26 @@ class Pipeline:
             device = next(self.vae.decoder.parameters()).device
             return self.vae.decode(latents[None].to(device))[0].float().cpu()
 
-    @staticmethod
     def mux(
-        decoded: DecodedVideo, waveform: Tensor, path: Path | str, metadata: Mapping[str, str] | None = None
+        self,
+        decoded: DecodedVideo,
+        waveform: Tensor,
+        path: Path | str,
+        metadata: Mapping[str, str] | None = None,
     ) -> MuxResult:
         """Write the picture with the sound ``waveform (2, A)``, normalised and cut to its length, as MP4.
 
         Raises:
             OutputError: the file cannot be written; nothing is left behind.
         """
-        return mux(decoded, _as_long_as(decoded, waveform), SAMPLE_RATE, path, metadata or {})
+        pcm = self._as_long_as(decoded, waveform)
+        return mux(decoded, pcm, self.preset.vae.sample_rate, path, metadata or {})
+
+    def _as_long_as(self, decoded: DecodedVideo, waveform: Tensor) -> Tensor:
+        """The waveform as int16 ``(2, samples)``: normalised, then exactly as long as the picture."""
+        vae = self.preset.vae
+        samples = audio_sample_count(decoded.duration_s, vae.sample_rate)
+        return fit_length(to_pcm16(waveform), samples, vae.hop)
 
     def warm_up(self) -> None:
         """Run every network once on a black second, so that the first request finds everything ready."""

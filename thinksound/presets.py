@@ -11,17 +11,26 @@ from .errors import InputError
 NETWORKS = ("metaclip", "t5", "synchformer", "dit", "vae")
 
 TINY_MMDIT = MMDiTConfig(
+    latent_dim=32,
     clip_dim=64,
     clip_text_dim=64,
-    sync_dim=48,
+    sync_dim=64,
     text_dim=128,
-    hidden_dim=64,
-    depth=4,
-    fused_depth=2,
+    hidden_dim=96,
+    depth=6,
+    fused_depth=4,
     num_heads=4,
 )
-TINY_VAE = OobleckConfig(channels=8)
-TINY_SYNCHFORMER = SynchformerConfig(embed_dim=48, depth=2, num_heads=4)
+# 512 samples a latent, 31.25 latents a second.
+TINY_VAE = OobleckConfig(
+    channels=64,
+    channel_multiples=(1, 2, 4),
+    strides=(4, 4, 4),
+    latent_dim=32,
+    patch=8,
+    sample_rate=16_000,
+)
+TINY_SYNCHFORMER = SynchformerConfig(embed_dim=64, depth=2, num_heads=4)
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,11 @@ TINY = Preset(
         "vae": "tiny_vae",
     },
     parameters={
-        "metaclip": 435_137,
-        "t5": 402_688,
-        "synchformer": 224_544,
-        "dit": 1_774_832,
-        "vae": 362_986,
+        "metaclip": 445_697,
+        "t5": 443_648,
+        "synchformer": 344_448,
+        "dit": 3_561_408,
+        "vae": 1_023_184,
     },
 )
 

@@ -1,4 +1,4 @@
-"""Rates of the published model, and the only conversions between seconds and counts.
+"""Picture rates of the published model, and the only conversions between seconds and counts.
 
 The counts follow the published extractor (8 picture features and 25 synchronisation frames a
 second, both rounded down) and the published sampler (latents rounded to nearest). Two things
@@ -14,9 +14,6 @@ SYNC_FPS = 25  # pictures per second seen by Synchformer
 SYNC_SEGMENT = 16  # pictures in one Synchformer segment: 0.64 s
 SYNC_STRIDE = 8  # pictures between the starts of two segments
 SYNC_FEATURES_PER_SEGMENT = 8  # one feature for every two pictures
-
-SAMPLE_RATE = 44_100  # Hz
-LATENT_HOP = 2_048  # audio samples per latent frame: 21.53 latents per second
 
 MIN_DURATION_S = 0.1
 MAX_DURATION_S = 180.0
@@ -42,11 +39,11 @@ def sync_feature_count(duration_s: float) -> int:
     return SYNC_FEATURES_PER_SEGMENT * sync_segment_count(sync_frame_count(duration_s))
 
 
-def latent_frame_count(duration_s: float) -> int:
-    """Latent frames of ``duration_s`` seconds of sound."""
-    return max(1, round(SAMPLE_RATE * float(duration_s) / LATENT_HOP))
+def latent_frame_count(duration_s: float, sample_rate: int, hop: int) -> int:
+    """Latent frames of ``duration_s`` seconds of sound, each of ``hop`` samples."""
+    return max(1, round(sample_rate * float(duration_s) / hop))
 
 
-def audio_sample_count(duration_s: float) -> int:
+def audio_sample_count(duration_s: float, sample_rate: int) -> int:
     """Audio samples (per channel) of ``duration_s`` seconds of sound."""
-    return round(SAMPLE_RATE * float(duration_s))
+    return round(sample_rate * float(duration_s))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..errors import ThinkSoundError
-from ..rates import LATENT_HOP
 from .files import whole_file
 
 
@@ -38,7 +37,7 @@ def to_pcm16(waveform: Tensor) -> Tensor:
     return waveform.div(peak).clamp(-1, 1).mul(32767).to(torch.int16)
 
 
-def fit_length(pcm16: Tensor, samples: int) -> Tensor:
+def fit_length(pcm16: Tensor, samples: int, hop: int) -> Tensor:
     """Cut sound to ``samples``, or fill the few that a rounded latent count leaves missing.
 
     The end is continued by its mirror image, fading to zero, so that there is no click. Samples that
@@ -46,7 +45,8 @@ def fit_length(pcm16: Tensor, samples: int) -> Tensor:
 
     Args:
         pcm16: int16 (2, A).
-        samples: the length wanted; at most half a latent frame (1024 samples) longer than A.
+        samples: the length wanted; at most half a latent frame longer than A.
+        hop: samples per latent frame.
 
     Returns:
         int16 (2, samples).
@@ -54,7 +54,7 @@ def fit_length(pcm16: Tensor, samples: int) -> Tensor:
     missing = samples - pcm16.shape[-1]
     if missing <= 0:
         return pcm16[:, :samples]
-    assert missing <= LATENT_HOP // 2 < pcm16.shape[-1], (tuple(pcm16.shape), samples)
+    assert missing <= hop // 2 < pcm16.shape[-1], (tuple(pcm16.shape), samples)
     mirrored = pcm16[:, -1 - missing : -1].flip(-1).float()  # (2, missing); the last sample is not repeated
     fade = torch.cos(torch.arange(1, missing + 1) * (torch.pi / 2 / missing)) ** 2  # 1 -> 0
     return torch.cat([pcm16, (mirrored * fade).round().to(torch.int16)], dim=-1)
