@@ -28,7 +28,6 @@ class Canvas:
     def __init__(self, backdrop: Image.Image, width: int, height: int, shift: Point = (0.0, 0.0)) -> None:
         self.aspect = width / height
         self._unit = FINE * height
-        self._size = (width, height)
         self._shift = shift
         margin = round(_MARGIN * self._unit)
         left, top = margin - round(shift[0] * self._unit), margin - round(shift[1] * self._unit)
@@ -74,7 +73,7 @@ class Canvas:
 
     def pixels(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3)."""
-        return np.asarray(self._image.resize(self._size, Image.Resampling.BOX))
+        return np.asarray(self._image.reduce(FINE))
 
 
 def backdrop(background: Background, width: int, height: int) -> Image.Image:
