@@ -12,25 +12,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import __version__
+from .commands.arguments import add_model, add_weights_dir, number
+from .commands.progress import Bars
 from .errors import InputError, ThinkSoundError
 from .presets import DEFAULT_PRESET, PRESETS
 from .runtime.precision import DTYPES
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
-STAGES = {
-    "load": "Networks",
-    "decode": "Reading the video",
-    "metaclip": "MetaCLIP",
-    "synchformer": "Synchformer",
-    "sample": "Sampling",
-    "clips": "Clips",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,10 +93,10 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="TEXT",
         help="chain of thought: the sound step by step (default: the caption)",
     )
-    sound.add_argument("--duration", type=_number, metavar="S", help="use the first S seconds only")
+    sound.add_argument("--duration", type=number, metavar="S", help="use the first S seconds only")
     sound.add_argument(
         "--cfg-scale",
-        type=_number,
+        type=number,
         default=5.0,
         metavar="X",
         help="classifier-free guidance, 1 to 20; larger follows texts and pictures more closely (default: 5)",
@@ -121,26 +111,7 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     sound.add_argument(
         "--seed", type=int, metavar="N", help="0 to 4294967295; the same seed gives the same sound"
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        default=DEFAULT_PRESET,
-        help=f"(default: {DEFAULT_PRESET}); tiny is bundled: random weights that prove the pipeline",
-    )
-    _add_weights_dir(model)
-    model.add_argument(
-        "--device",
-        default="auto",
-        metavar="D",
-        help="auto, cpu, cuda, cuda:N or cuda:0,cuda:1 (default: auto)",
-    )
-    model.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="number format of the networks (default: auto)"
-    )
-    model.add_argument(
-        "--offload", action="store_true", help="one network at a time on the GPU: slower, least memory"
-    )
+    add_model(parser)
 
 
 def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -150,7 +121,7 @@ def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         action.set_defaults(run=run, interrupted="finished files stay; run it again to go on")
-        _add_weights_dir(action)
+        add_weights_dir(action)
         action.add_argument("-q", "--quiet", action="store_true", help="no progress")
         return action
 
@@ -186,7 +157,7 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     parser.set_defaults(run=_info)
     parser.add_argument("video", type=Path, nargs="?", metavar="VIDEO")
-    _add_weights_dir(parser)
+    add_weights_dir(parser)
 
 
 def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -209,49 +180,6 @@ def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder, made if missing"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
-
-
-def _add_weights_dir(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        metavar="DIR",
-        help="folder of weight files (default: $THINKSOUND_WEIGHTS or weights/)",
-    )
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-class _Bars:
-    """One progress bar per stage on standard error."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bars: dict[str, tqdm[None]] = {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._quiet:
-            return
-        from tqdm import tqdm
-
-        if stage not in self._bars:
-            form = "{l_bar}{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
-            label = f"{STAGES.get(stage, stage):<18}"
-            self._bars[stage] = tqdm(desc=label, total=total, bar_format=form, disable=None)
-        bar = self._bars[stage]
-        bar.total = total
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    def close(self) -> None:
-        for bar in self._bars.values():
-            bar.close()
 
 
 def _generate(arguments: argparse.Namespace) -> None:
@@ -278,7 +206,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
     say = _silent if arguments.quiet else _say
     say(f"Loading {arguments.preset}")
-    bars = _Bars(arguments.quiet)
+    bars = Bars(arguments.quiet)
     try:
         pipeline = load(
             arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
@@ -310,7 +238,7 @@ def _make_data(arguments: argparse.Namespace) -> None:
     if not 0 <= first <= MAX_SEED - count + 1:
         raise InputError(f"--seed {first}: {count} clips need a seed from 0 to {MAX_SEED - count + 1}")
     make_folder(arguments.output)
-    bars = _Bars(arguments.quiet)
+    bars = Bars(arguments.quiet)
     try:
         for done, seed in enumerate(range(first, first + count)):
             bars("clips", done, count)
@@ -325,7 +253,7 @@ def _weights_download(arguments: argparse.Namespace) -> None:
     from .checkpoints.download import download
 
     folder = _weights_dir(arguments)
-    bars = _Bars(arguments.quiet)
+    bars = Bars(arguments.quiet)
     try:
         download(folder, PRESETS[arguments.preset].weights.values(), bars)
     finally:
@@ -337,7 +265,7 @@ def _weights_download(arguments: argparse.Namespace) -> None:
 def _weights_verify(arguments: argparse.Namespace) -> None:
     from .checkpoints.checksums import verify
 
-    bars = _Bars(arguments.quiet)
+    bars = Bars(arguments.quiet)
     try:
         rows = verify(_weights_dir(arguments), accept=arguments.accept, progress=bars)
     finally:
@@ -361,7 +289,7 @@ def _weights_convert(arguments: argparse.Namespace) -> None:
     names = network_dtypes(arguments.dtype, on_gpu=True, bfloat16=True)
     weights = PRESETS[arguments.preset].weights
     dtypes = {key: getattr(torch, names[network]) for network, key in weights.items()}
-    bars = _Bars(arguments.quiet)
+    bars = Bars(arguments.quiet)
     try:
         rows = convert(_weights_dir(arguments), list(weights.values()), dtypes, bars)
     finally:

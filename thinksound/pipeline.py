@@ -205,7 +205,7 @@ class Pipeline:
         options = replace(options or Options(), **changes)
         if options.seed is None:
             options = replace(options, seed=_draw_seed())
-        caption, cot = self._check_texts(caption, cot)
+        caption, cot = self.check_texts(caption, cot)
         clock = _Clock()
 
         with memory_errors():
@@ -253,7 +253,7 @@ class Pipeline:
             cot: for T5; empty uses the caption.
             progress: called as ``progress(stage, done, total)``, possibly from another thread.
         """
-        caption, cot = self._check_texts(caption, cot)
+        caption, cot = self.check_texts(caption, cot)
         return self._encode(decoded.clip_frames, decoded.sync_frames, caption, cot, progress)
 
     def _encode(
@@ -359,8 +359,12 @@ class Pipeline:
             self.decode_audio(latents)
 
     @staticmethod
-    def _check_texts(caption: str, cot: str) -> tuple[str, str]:
-        """The two texts as the encoders get them."""
+    def check_texts(caption: str, cot: str) -> tuple[str, str]:
+        """The two texts as the encoders get them.
+
+        Raises:
+            InputError: one is too long, or no text.
+        """
         for name, text in (("caption", caption), ("cot", cot)):
             if not isinstance(text, str):
                 raise InputError(f"{name} {text!r} is not a text")
