@@ -31,6 +31,7 @@ ORDER = [
     {"synthetic"},
     {"training"},
     {"evaluation"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
