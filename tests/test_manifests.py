@@ -8,16 +8,18 @@ import pytest
 import torch
 from reference import MANIFESTS
 
-from thinksound.config import MMDiTConfig, OobleckConfig, SynchformerConfig
+from thinksound.config import MMDiTConfig, OffsetConfig, OobleckConfig, SynchformerConfig
 from thinksound.models.mmdit import MMDiT
 from thinksound.models.oobleck import AudioVAE
-from thinksound.models.synchformer import Synchformer
+from thinksound.models.synchformer import VisualTower
+from thinksound.models.synchformer_offset import SynchformerOffset
 
 CASES = [
     ("thinksound_light.ckpt", "model.model.", MMDiT, MMDiTConfig(), 415),
     ("thinksound_light.ckpt", "pretransform.model.", AudioVAE, OobleckConfig(), 365),
     ("vae.ckpt", "autoencoder.", AudioVAE, OobleckConfig(), 365),
-    ("synchformer_state_dict.pth", "", Synchformer, SynchformerConfig(), 238),
+    ("synchformer_state_dict.pth", "vfeat_extractor.", VisualTower, SynchformerConfig(), 238),
+    ("synchformer_state_dict.pth", "", SynchformerOffset, OffsetConfig(), 513),
 ]
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ..media.frames import normalize_sync
-from ..models.synchformer import Synchformer
+from ..models.synchformer import Synchformer, VisualTower
 from ..rates import SYNC_SEGMENT, SYNC_STRIDE, sync_segment_count
 
 
 @torch.inference_mode()
 def encode_sync(
-    network: Synchformer,
+    network: Synchformer | VisualTower,
     frames: Tensor,
     *,
     segment_batch: int = 16,

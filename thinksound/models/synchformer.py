@@ -98,8 +98,8 @@ class DividedBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class SpatialPooling(nn.Module):
-    """One pre-norm transformer layer whose class token gathers the patches of one picture.
+class ClassTokenPooling(nn.Module):
+    """One pre-norm transformer layer whose class token gathers a set of patches, as those of one picture.
 
     Only the class token leaves, so only its query and its feed-forward are computed.
     """
@@ -164,7 +164,7 @@ class VisualTower(nn.Module):
         self.patch_embed_3d = PatchEmbedding3d(config)
         self.blocks = nn.ModuleList(DividedBlock(config) for _ in range(config.depth))
         self.norm = LayerNorm(dim)
-        self.spatial_attn_agg = SpatialPooling(dim, config.num_heads, config.mlp_ratio)
+        self.spatial_attn_agg = ClassTokenPooling(dim, config.num_heads, config.mlp_ratio)
 
     def forward(self, segments: Tensor) -> Tensor:
         dtype = self.patch_embed_3d.proj.weight.dtype
@@ -181,7 +181,7 @@ class VisualTower(nn.Module):
 
 
 class Synchformer(nn.Module):
-    """What ThinkSound uses of Synchformer; the audio tower and the offset head stay in the file."""
+    """What ThinkSound uses of Synchformer; `synchformer_offset` has the whole."""
 
     def __init__(self, config: SynchformerConfig) -> None:
         super().__init__()
