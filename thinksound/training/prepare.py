@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ from .sources import Clip, Skipped, Source
 
 SKIPPED = "skipped.csv"
 SHARD_SIZE = 128  # sources
+MIN_CLIP_S, MAX_CLIP_S = 1.0, 60.0
 _GROUP = 8  # clips that are encoded together
 _VAE_SAMPLES = (
     2**20
@@ -66,7 +68,7 @@ def prepare_clips(
     duration_s: float | None = None,
     shard_size: int = SHARD_SIZE,
     part: tuple[int, int] = (1, 1),
-    workers: int = 1,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """Encode the clips of ``sources`` into a folder for `shards.PreparedClips`.
@@ -80,7 +82,7 @@ def prepare_clips(
         duration_s: of every clip; None is the preset's, see `training_duration`.
         shard_size: sources of one shard.
         part: (I, N) makes the I-th of N parts; when all are made, the folder is complete.
-        workers: threads that read ahead.
+        workers: threads that read ahead; None is 1 where a CPU encodes, else up to 8.
         progress: called as ``progress("clips", done, total)``.
 
     Raises:
@@ -90,7 +92,11 @@ def prepare_clips(
     """
     folder = Path(folder)
     preset = pipeline.preset
-    layout = Layout.of(preset, training_duration(preset) if duration_s is None else duration_s)
+    if duration_s is None:
+        duration_s = training_duration(preset)
+    if not MIN_CLIP_S <= duration_s <= MAX_CLIP_S:
+        raise InputError(f"clips of {duration_s:g} s: give {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s")
+    layout = Layout.of(preset, duration_s)
     groups = [sources[start : start + shard_size] for start in range(0, len(sources), shard_size)]
     if not groups:
         raise InputError("nothing to prepare: no files are named")
@@ -101,6 +107,10 @@ def prepare_clips(
         (folder / INDEX).unlink(missing_ok=True)
     total = sum(len(groups[number]) for number in todo)
     report = (lambda done: progress("clips", done, total)) if progress else (lambda done: None)
+    if workers is None:
+        workers = (
+            1 if pipeline.placement.plan.devices["synchformer"] == "cpu" else min(8, os.cpu_count() or 1)
+        )
     with memory_errors():
         work.make(todo, workers, report)
     return work.finish()
@@ -129,14 +139,12 @@ class _Work:
 
     def make(self, numbers: Sequence[int], workers: int, report: Callable[[int], None]) -> None:
         """Make these shards; ``report`` is called with the sources done."""
-        done = 0
-        report(done)
         wanted = [source for number in numbers for source in self._groups[number]]
         with _read_ahead(wanted, self._layout, workers) as readings:
+            counted = _counted(readings, report)
             for number in numbers:
-                self._make_shard(number, islice(readings, len(self._groups[number])))
-                done += len(self._groups[number])
-                report(done)
+                self._make_shard(number, islice(counted, len(self._groups[number])))
+        report(len(wanted))
 
     def _make_shard(self, number: int, readings: Iterator[list[Clip | Skipped]]) -> None:
         skipped: list[Skipped] = []
@@ -245,6 +253,14 @@ def _read_ahead(
         yield results()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _counted(
+    readings: Iterator[list[Clip | Skipped]], report: Callable[[int], None]
+) -> Iterator[list[Clip | Skipped]]:
+    for done, reading in enumerate(readings):
+        report(done)
+        yield reading
 
 
 def _read(source: Source, layout: Layout) -> list[Clip | Skipped]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import torch
 from torch import Tensor
 
 from .. import __version__
-from ..errors import MediaError
+from ..errors import InputError, MediaError
 from ..media.decode import decode_video
 from ..media.soundtrack import Soundtrack, read_sound
+from ..pipeline import Pipeline
 from ..rates import CLIP_FPS, MAX_DURATION_S, SYNC_FPS, clip_frame_count, sync_frame_count
 from ..synthetic.make import make_scene
 from ..synthetic.sound import synthesise
@@ -29,6 +31,7 @@ CAPTION_COLUMN = "caption"
 _SHORT_S = 0.02  # half a synchronisation picture: what rounded times in a container may take away
 _QUIET_END_S = 0.1  # sound may end this much earlier than the pictures
 _SILENCE = 1e-4  # peak, -80 dB
+_NO_MEDIA = {".csv", ".json", ".jsonl", ".txt"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,14 @@ class MadeSource:
         sound = Soundtrack(torch.from_numpy(synthesise(scene, layout.sample_rate)), 0.0, True)
         caption, cot = describe(scene)
         waveform = sound.part(0.0, layout.audio_samples, layout.sample_rate)
-        yield Clip(self.name, clip_frames, sync_frames, waveform, caption, cot)
+        yield Clip(
+            self.name,
+            # A duration that is no whole number of pictures makes the scene a little shorter.
+            _cut(clip_frames, 0, clip_frame_count(layout.duration_s)),
+            _cut(sync_frames, 0, sync_frame_count(layout.duration_s)),
+            waveform,
+            *Pipeline.check_texts(caption, cot),
+        )
 
 
 @dataclass(frozen=True)
@@ -98,13 +108,14 @@ class FileSource:
     name: str  # as the table has it
     path: Path
     caption: str
-    cot: str
+    cot: str  # empty uses the caption
 
     def identity(self) -> str:
         size = self.path.stat().st_size if self.path.is_file() else None
         return json.dumps([self.name, size, self.caption, self.cot])
 
     def read(self, layout: Layout) -> Iterator[Clip | Skipped]:
+        caption, cot = Pipeline.check_texts(self.caption, self.cot)
         sound = read_sound(self.path, layout.sample_rate, MAX_DURATION_S)
         start_s, clip_frames, sync_frames = sound.start_s, None, None
         if sound.has_pictures:
@@ -136,8 +147,8 @@ class FileSource:
                 _cut(clip_frames, round(window_s * CLIP_FPS), clip_frame_count(layout.duration_s)),
                 _cut(sync_frames, round(window_s * SYNC_FPS), sync_frame_count(layout.duration_s)),
                 waveform,
-                self.caption,
-                self.cot,
+                caption,
+                cot,
             )
         if goes_on:
             yield Skipped(self.name, f"what comes after {MAX_DURATION_S:g} s is not used")
@@ -163,3 +174,96 @@ def _unusable(sound: Soundtrack, waveform: Tensor, end_s: float, layout: Layout)
 def made_sources(split: str, seeds: Sequence[int]) -> list[MadeSource]:
     """One source per seed."""
     return [MadeSource(split, seed) for seed in seeds]
+
+
+def read_table(table: Path | str, folder: Path | str) -> list[FileSource]:
+    """The files that a table names, in its order, whether they are there or not.
+
+    Args:
+        table: CSV with a header, or JSON Lines. One column names the file (`FILE_COLUMNS`): its path inside
+            of the folder, or its name without the ending. ``caption`` must be there; a chain of thought
+            (`COT_COLUMNS`) may be.
+        folder: where the files are.
+
+    Raises:
+        InputError: the table or the folder is missing; a column is missing; a row cannot be read.
+    """
+    table, folder = Path(table), Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the one that holds the files of {table.name}")
+    endings = _endings(folder)
+    sources = []
+    for place, row in _rows(table):
+        file_column = next((name for name in FILE_COLUMNS if name in row), None)
+        if file_column is None or CAPTION_COLUMN not in row:
+            raise InputError(
+                f"{place}: no column {CAPTION_COLUMN if file_column else ' or '.join(FILE_COLUMNS)}; "
+                f"there is {', '.join(row) or 'nothing'}; a table needs the file "
+                f"({', '.join(FILE_COLUMNS)}) and {CAPTION_COLUMN}, and may have {' or '.join(COT_COLUMNS)}"
+            )
+        cot_column = next((name for name in COT_COLUMNS if name in row), CAPTION_COLUMN)
+        name = row[file_column].strip()
+        if not name:
+            raise InputError(f"{place}: {file_column} is empty; name a file")
+        candidates = endings.get(name, [])
+        path = folder / name
+        if not path.is_file() and len(candidates) > 1:
+            raise InputError(f"{place}: {name} may be {' or '.join(candidates)}; give the ending")
+        if not path.is_file() and candidates:
+            path = folder / candidates[0]
+        sources.append(FileSource(name, path, row[CAPTION_COLUMN], row[cot_column]))
+    if not sources:
+        raise InputError(f"{table}: names no file; give one row per video or sound")
+    return sources
+
+
+def _endings(folder: Path) -> dict[str, list[str]]:
+    """Names without ending -> the media files that have them."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix.lower() not in _NO_MEDIA:
+            found.setdefault(path.stem, []).append(path.name)
+    return found
+
+
+def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row stands, for messages, and its texts by column."""
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows}
+    reader = readers.get(table.suffix.lower())
+    if reader is None:
+        raise InputError(f"{table}: not a table that is read here; give {' or '.join(readers)}")
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            for number, record in reader(file):
+                place = f"{table}, line {number}"
+                if not isinstance(record, dict):
+                    raise InputError(f"{place}: {record!r} is no row; give one object per line")
+                row = {
+                    str(name).strip().lower(): "" if value is None else value
+                    for name, value in record.items()
+                    if name
+                }
+                wrong = next((name for name, value in row.items() if _is_wrong(name, value)), None)
+                if wrong:
+                    raise InputError(f"{place}: {wrong} is {row[wrong]!r}; give a text")
+                yield place, row
+    except OSError as error:
+        raise InputError(f"{table}: cannot be read ({error.strerror}); check the name") from None
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise InputError(f"{table}: not a {table.suffix[1:].upper()} file in UTF-8 ({error})") from None
+
+
+def _is_wrong(name: str, value: object) -> bool:
+    return name in (*FILE_COLUMNS, CAPTION_COLUMN, *COT_COLUMNS) and not isinstance(value, str)
+
+
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, object]]:
+    rows = csv.DictReader(file)
+    for row in rows:
+        yield rows.line_num, row
+
+
+def _json_rows(file: TextIO) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, json.loads(line)
