@@ -14,7 +14,7 @@ TINY_MMDIT = MMDiTConfig(
     latent_dim=32,
     clip_dim=64,
     clip_text_dim=64,
-    sync_dim=64,
+    sync_dim=96,
     text_dim=128,
     hidden_dim=96,
     depth=6,
@@ -30,7 +30,7 @@ TINY_VAE = OobleckConfig(
     patch=8,
     sample_rate=16_000,
 )
-TINY_SYNCHFORMER = SynchformerConfig(embed_dim=64, depth=2, num_heads=4)
+TINY_SYNCHFORMER = SynchformerConfig(embed_dim=96, depth=2, num_heads=4, patch_size=28)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Preset:
     synchformer: SynchformerConfig
     weights: dict[str, str]  # network -> key in checkpoints.registry
     parameters: dict[str, int]  # network -> parameters that inference needs (of the VAE the decoder)
+    guidance_scale: float  # where a request names none
 
 
 LIGHT = Preset(
@@ -66,6 +67,7 @@ LIGHT = Preset(
         "dit": 1_277_117_632,
         "vae": 78_122_626,
     },
+    guidance_scale=5.0,
 )
 FULL = replace(
     LIGHT,
@@ -89,10 +91,11 @@ TINY = Preset(
     parameters={
         "metaclip": 445_697,
         "t5": 443_648,
-        "synchformer": 344_448,
-        "dit": 3_561_408,
+        "synchformer": 1_095_360,
+        "dit": 3_583_200,
         "vae": 1_023_184,
     },
+    guidance_scale=2.0,
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LIGHT, FULL, TINY)}
