@@ -35,6 +35,8 @@ def encode_sync(
     Returns float32 ``(8 * segments, D)`` on the network's device.
     """
     device = next(network.parameters()).device
+    tower = network.vfeat_extractor if isinstance(network, Synchformer) else network
+    pair = tower.config.patch_frames
     segments = sync_segment_count(len(frames))
     features = []
     for first in range(0, segments, segment_batch):
@@ -42,8 +44,9 @@ def encode_sync(
         begin = first * SYNC_STRIDE
         end = begin + (count - 1) * SYNC_STRIDE + SYNC_SEGMENT
         pixels = normalize_sync(frames[begin:end].to(device))  # (P, 3, 224, 224)
-        batch = pixels.unfold(0, SYNC_SEGMENT, SYNC_STRIDE).movedim(-1, 1)  # (N, 16, 3, 224, 224)
-        features.append(network(batch).flatten(0, 1).float())  # (8 N, D)
+        patches = tower.embed(pixels)  # (P / 2, n, D), each of them once, though most are in two segments
+        batch = patches.unfold(0, SYNC_SEGMENT // pair, SYNC_STRIDE // pair).movedim(-1, 1)  # (N, 8, n, D)
+        features.append(tower.encode(batch).flatten(0, 1).float())  # (8 N, D)
         if progress:
             progress(first + count, segments)
     return torch.cat(features)

@@ -167,8 +167,21 @@ class VisualTower(nn.Module):
         self.spatial_attn_agg = ClassTokenPooling(dim, config.num_heads, config.mlp_ratio)
 
     def forward(self, segments: Tensor) -> Tensor:
-        dtype = self.patch_embed_3d.proj.weight.dtype
-        patches = self.patch_embed_3d(segments.transpose(1, 2).to(dtype)).float()  # (B, f*n, D)
+        patches = self.embed(segments.flatten(0, 1))  # (B*f, n, D)
+        return self.encode(patches.unflatten(0, (-1, self.config.time_steps)))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Patch tokens ``(P / 2, n, D)``, float32, of pictures ``(P, 3, H, W)``: one set per two pictures.
+
+        They know neither their time nor their place yet, so overlapping segments can share them.
+        """
+        pairs = pixels.unflatten(0, (-1, self.config.patch_frames)).transpose(1, 2)  # (P / 2, 3, 2, H, W)
+        tokens: Tensor = self.patch_embed_3d(pairs.to(self.patch_embed_3d.proj.weight.dtype))
+        return tokens.float()
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Features ``(B, f, D)`` of the patch tokens ``(B, f, n, D)`` of segments."""
+        patches = patches.flatten(1, 2)  # (B, f*n, D)
         place = self.pos_embed[:, 1:].repeat(1, self.config.time_steps, 1)
         time = self.temp_embed.repeat_interleave(self.config.patches, dim=1)
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
@@ -177,7 +190,7 @@ class VisualTower(nn.Module):
             x = block(x)
         pictures = rearrange(self.norm(x[:, 1:]), "b (f n) d -> (b f) n d", f=self.config.time_steps)
         features: Tensor = self.spatial_attn_agg(pictures)
-        return features.unflatten(0, (len(segments), -1))
+        return features.unflatten(0, (len(patches), -1))
 
 
 class Synchformer(nn.Module):
