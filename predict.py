@@ -61,8 +61,8 @@ class Predictor(BasePredictor):
         video: Path = Input(description="Video without sound: MP4, MOV, MKV, WebM or GIF, up to 3 minutes"),
         caption: str = Input(default="", description="What is heard, in a few words"),
         cot: str = Input(default="", description="The sound described step by step; empty uses the caption"),
-        cfg_scale: float = Input(
-            default=5.0, ge=1.0, le=20.0, description="Guidance: more follows texts and pictures more closely"
+        cfg_scale: float | None = Input(
+            default=None, ge=1.0, le=20.0, description="Guidance by texts and pictures; empty: the model's 5"
         ),
         num_inference_steps: int = Input(
             default=24, ge=10, le=100, description="Sampling steps: more is slower and cleaner"

@@ -40,8 +40,6 @@ from thinksound.runtime.precision import DTYPES
 from thinksound.sampling.guidance import guided_velocity
 from thinksound.sampling.sample import draw_noise
 
-GUIDANCE_SCALE = 5.0
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
@@ -114,22 +112,22 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
         lambda: pipeline.encode(decoded, "a dog", "a dog barks"),
     )
 
-    options = Options(arguments.steps, GUIDANCE_SCALE, seed=0)
-    vae = pipeline.preset.vae
+    options = Options(arguments.steps, seed=0)
+    vae, guidance = pipeline.preset.vae, pipeline.preset.guidance_scale
     length = latent_frame_count(decoded.duration_s, vae.sample_rate, vae.hop)
     with place("dit"), torch.inference_mode():
         device = pipeline.mmdit.sync_pos_emb.device
         clip, sync, text, t5 = (part.to(device) for part in features.batched())
         given = (clip, sync, text, t5)
         noise = draw_noise(0, vae.latent_dim, length).to(device)
-        row("condition projection", lambda: guided_velocity(pipeline.mmdit, given, length, GUIDANCE_SCALE))
-        velocity = guided_velocity(pipeline.mmdit, given, length, GUIDANCE_SCALE)
-        row("one transformer step, guidance 5", lambda: velocity(noise, 0.5))
+        row("condition projection", lambda: guided_velocity(pipeline.mmdit, given, length, guidance))
+        velocity = guided_velocity(pipeline.mmdit, given, length, guidance)
+        row(f"one transformer step, guidance {guidance:g}", lambda: velocity(noise, 0.5))
     row(
         f"sampling, {arguments.steps} steps",
         lambda: pipeline.sample(features, decoded.duration_s, options),
     )
-    _, latents = pipeline.sample(features, decoded.duration_s, Options(1, GUIDANCE_SCALE, seed=0))
+    _, latents = pipeline.sample(features, decoded.duration_s, Options(1, seed=0))
     row("VAE decode", lambda: pipeline.decode_audio(latents))
     samples = audio_sample_count(decoded.duration_s, vae.sample_rate)
     pcm = fit_length(to_pcm16(pipeline.decode_audio(latents)), samples, vae.hop)

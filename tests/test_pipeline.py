@@ -61,10 +61,24 @@ def test_each_condition_changes_the_sound(pipeline, clips):
         {"video": "gray_25_1p0s.mp4"},
         {"caption": "a dog"},
         {"cot": "a dog barks"},
-        {"guidance_scale": 2.0},
+        {"guidance_scale": 5.0},
         {"seed": 4},
     ):
         assert not torch.allclose(reference, latents(**change), atol=1e-3), change
+
+
+def test_guidance_is_the_presets_where_none_is_given(pipeline, clips):
+    left_out = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST)
+    given = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST, guidance_scale=2.0)
+    assert torch.equal(left_out.latents, given.latents)
+    assert left_out.metadata["cfg_scale"] == "2"
+    assert {preset.name: preset.guidance_scale for preset in PRESETS.values()} == {
+        "thinksound-light": 5.0,
+        "thinksound": 5.0,
+        "tiny": 2.0,
+    }
+    _, latents = pipeline.sample(left_out.features, left_out.video.duration_s, FAST)
+    assert torch.equal(latents, given.latents)
 
 
 def test_an_empty_chain_of_thought_is_the_caption(pipeline, clips):
@@ -132,7 +146,6 @@ BAD_OPTIONS = [
     {"guidance_scale": float("inf")},
     {"seed": -1},
     {"seed": "7"},
-    {"guidance_scale": None},
     {"seed": 2**32},
     {"duration_s": 0.05},
     {"duration_s": float("nan")},

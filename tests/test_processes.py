@@ -94,7 +94,7 @@ def test_the_dump_holds_every_intermediate(generated):
         "clip_frames": ("uint8", (25, 224, 224, 3)),
         "sync_frames": ("uint8", (80, 224, 224, 3)),
         "clip_features": ("float32", (25, 64)),
-        "sync_features": ("float32", (72, 64)),
+        "sync_features": ("float32", (72, 96)),
         "text_features": ("float32", (77, 64)),
         "t5_features": ("float32", (77, 128)),
         "noise": ("float32", (32, 100)),

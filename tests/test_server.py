@@ -91,7 +91,13 @@ def test_inputs_are_the_published_ones_and_one_more(server: Server) -> None:
         "video": {"type": "string", "format": "uri"},
         "caption": {"type": "string", "default": ""},
         "cot": {"type": "string", "default": ""},
-        "cfg_scale": {"type": "number", "default": 5.0, "minimum": 1.0, "maximum": 20.0},
+        "cfg_scale": {
+            "type": "number",
+            "default": None,
+            "nullable": True,
+            "minimum": 1.0,
+            "maximum": 20.0,
+        },
         "num_inference_steps": {"type": "integer", "default": 24, "minimum": 10, "maximum": 100},
         "seed": {"type": "integer", "default": None, "nullable": True},
     }
@@ -109,7 +115,7 @@ def test_the_answer_is_the_video_with_sound(server: Server, clips: Path, tmp_pat
         assert (sound.codec_context.name, sound.rate, sound.channels) == ("aac", 16_000, 2)
         assert float(sound.duration * sound.time_base) == pytest.approx(1.0, abs=1e-3)
         assert float(container.streams.video[0].duration * container.streams.video[0].time_base) == 1.0
-        wanted = {"seed": "7", "caption": "rain", "cot": "soft rain", "preset": "tiny"}
+        wanted = {"seed": "7", "caption": "rain", "cot": "soft rain", "preset": "tiny", "cfg_scale": "2"}
         assert wanted.items() <= container.metadata.items()
 
     metrics = answer["metrics"]

@@ -99,9 +99,9 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     sound.add_argument(
         "--cfg-scale",
         type=number,
-        default=5.0,
         metavar="X",
-        help="classifier-free guidance, 1 to 20; larger follows texts and pictures more closely (default: 5)",
+        help="classifier-free guidance, 1 to 20; larger follows texts and pictures more closely "
+        f"(default: {', '.join(f'{preset.name} {preset.guidance_scale:g}' for preset in PRESETS.values())})",
     )
     sound.add_argument(
         "--steps",

@@ -65,13 +65,14 @@ class Options:
     """How to sample; checked on construction."""
 
     num_inference_steps: int = 24
-    guidance_scale: float = 5.0  # 1 follows the conditions as trained, larger exaggerates them
+    guidance_scale: float | None = None  # 1 follows the conditions, more exaggerates; None: as the preset
     seed: int | None = None  # None draws one; the result says which
     duration_s: float | None = None  # use the first seconds only; None is the whole video
 
     def __post_init__(self) -> None:
         _check_number("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS, whole=True)
-        _check_number("guidance_scale", self.guidance_scale, MIN_GUIDANCE, MAX_GUIDANCE)
+        if self.guidance_scale is not None:
+            _check_number("guidance_scale", self.guidance_scale, MIN_GUIDANCE, MAX_GUIDANCE)
         if self.seed is not None:
             _check_number("seed", self.seed, 0, MAX_SEED, whole=True)
         if self.duration_s is not None:
@@ -202,9 +203,7 @@ class Pipeline:
         Raises:
             ThinkSoundError: with a message for the user; see `thinksound.errors`.
         """
-        options = replace(options or Options(), **changes)
-        if options.seed is None:
-            options = replace(options, seed=_draw_seed())
+        options = self._settle(replace(options or Options(), **changes))
         caption, cot = self.check_texts(caption, cot)
         clock = _Clock()
 
@@ -305,12 +304,11 @@ class Pipeline:
         progress: Progress | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Noise and latents, each ``(C, T)`` float32 on the CPU, for ``duration_s`` seconds of sound."""
-        options = options or Options()
-        steps = options.num_inference_steps
-        seed = _draw_seed() if options.seed is None else int(options.seed)
-        vae = self.preset.vae
+        options = self._settle(options or Options())
+        assert options.seed is not None and options.guidance_scale is not None
+        steps, vae = options.num_inference_steps, self.preset.vae
         length = latent_frame_count(duration_s, vae.sample_rate, vae.hop)
-        noise = draw_noise(seed, vae.latent_dim, length)
+        noise = draw_noise(int(options.seed), vae.latent_dim, length)
         with self.placement.on_device("dit"):
             latents = sample_latents(
                 self.mmdit,
@@ -357,6 +355,12 @@ class Pipeline:
             features = self._encode(frames[:8], frames, "", "")
             _, latents = self.sample(features, 1.0, Options(num_inference_steps=1))
             self.decode_audio(latents)
+
+    def _settle(self, options: Options) -> Options:
+        """The options with what was left open decided: a seed drawn, guidance as the preset has it."""
+        seed = _draw_seed() if options.seed is None else options.seed
+        scale = self.preset.guidance_scale if options.guidance_scale is None else options.guidance_scale
+        return replace(options, seed=seed, guidance_scale=scale)
 
     @staticmethod
     def check_texts(caption: str, cot: str) -> tuple[str, str]:
