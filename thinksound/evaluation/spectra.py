@@ -9,6 +9,9 @@ RATE = 16_000  # Hz; sounds of another rate are resampled before anything is mea
 HOP = 80  # samples between frames: 5 ms
 FRAME_S = HOP / RATE
 WINDOW = 512  # samples of a frame: 32 ms
+MEL_HOP = 160  # samples between frames of band powers: 10 ms
+MEL_FRAME_S = MEL_HOP / RATE
+MEL_BANDS = 64
 
 FloatArray = NDArray[np.float64]
 Waveform = NDArray[np.float32]  # (2, A)
@@ -34,12 +37,36 @@ def resample(waveform: Waveform, sample_rate: int) -> Waveform:
     return result[:, start : start + length].astype(np.float32)
 
 
-def magnitudes(sound: FloatArray | NDArray[np.float32], window: int = WINDOW, hop: int = HOP) -> FloatArray:
+def magnitudes(
+    sound: FloatArray | NDArray[np.float32], window: int = WINDOW, hop: int = HOP, bins: int = 0
+) -> FloatArray:
     """Hann-windowed spectrum magnitudes (T, F) of sound (A,) at `RATE`; frame i is centred on sample i * hop.
 
-    A sine of amplitude 1 gives 0.5 in its bin.
+    A sine of amplitude 1 gives 0.5 in its bin. ``bins`` lengthens the transform for a finer spectrum.
     """
     padded = np.pad(sound, window // 2, mode="reflect")  # zeros would sound like a click at the ends
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
     weights = np.hanning(window + 1)[:-1]
-    return np.abs(np.fft.rfft(frames * weights, axis=1)) / weights.sum()
+    return np.abs(np.fft.rfft(frames * weights, max(bins, window), axis=1)) / weights.sum()
+
+
+def mel_power(waveform: Waveform) -> FloatArray:
+    """Power in mel bands (T, 64) of ``waveform (C, A)`` at `RATE`, summed over its channels.
+
+    Triangular bands of equal width on the mel scale between 40 Hz and 8 kHz.
+    """
+    power = np.sum([magnitudes(channel, hop=MEL_HOP) ** 2 for channel in waveform], axis=0)  # (T, F)
+    return power @ _mel_filters().T
+
+
+def _mel_filters() -> FloatArray:
+    """Weights (64, F)."""
+
+    def mel(hz: float | FloatArray) -> FloatArray:
+        return 2595 * np.log10(1 + np.asarray(hz) / 700)
+
+    hz = np.fft.rfftfreq(WINDOW, 1 / RATE)
+    corners = np.linspace(mel(40.0), mel(RATE / 2), MEL_BANDS + 2)
+    left, middle, right = (corners[i : MEL_BANDS + i, None] for i in range(3))
+    rising, falling = (mel(hz) - left) / (middle - left), (right - mel(hz)) / (right - middle)
+    return np.maximum(0.0, np.minimum(rising, falling))
