@@ -60,6 +60,10 @@ def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack
         end_s = 0.0  # of what was decoded
         for frame in _frames(Path(path), container, limit_s):
             time_s = float(frame.time) if frame.time is not None else end_s
+            if resampler is not None and time_s < end_s - _GAP_S:
+                raise MediaError(
+                    f"{path}: damaged (the times of its sound jump back); copy or export it again"
+                )
             if resampler is None or not resampler.fits(frame) or abs(time_s - end_s) > _GAP_S:
                 if resampler is not None:
                     runs.append(resampler.finish())
@@ -69,7 +73,7 @@ def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack
         if resampler is None:
             raise MediaError(f"{path}: damaged (no sound can be decoded); copy or export the file again")
         runs.append(resampler.finish())
-        start_s = min(time_s for time_s, _ in runs)
+        start_s = runs[0][0]
         places = [(round((time_s - start_s) * sample_rate), samples) for time_s, samples in runs]
         waveform = torch.zeros(2, max(place + samples.shape[1] for place, samples in places))
         for place, samples in places:
@@ -80,18 +84,19 @@ def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack
 def _frames(path: Path, container: InputContainer, limit_s: float) -> Iterator[AudioFrame]:
     """Decoded pieces of sound. What cannot be decoded may lie before or after them, not in between."""
     stream = container.streams.audio[0]
-    end_s = limit_s + float((stream.start_time or 0) * (stream.time_base or 0))
-    begun = lost = False
+    end_s: float | None = None  # when to stop; known from the first piece on
+    lost = False
     for packet in _packets(container, stream):
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
-            lost = begun
+            lost = end_s is not None
             continue
         for frame in frames:
             if lost:
                 raise MediaError(f"{path}: damaged (a part of its sound is lost); copy or export it again")
-            begun = True
+            if end_s is None:
+                end_s = (frame.time or 0.0) + limit_s
             if frame.time is not None and frame.time > end_s:
                 return
             yield frame

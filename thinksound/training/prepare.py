@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import __version__
 from ..encoders.sync import encode_sync
 from ..errors import InputError, ThinkSoundError
-from ..media.files import make_folder, whole_file
+from ..media.files import check_output, make_folder, whole_file
 from ..pipeline import Pipeline, Progress
 from ..presets import Preset
 from ..runtime.placement import memory_errors
@@ -96,21 +96,21 @@ def prepare_clips(
         duration_s = training_duration(preset)
     if not MIN_CLIP_S <= duration_s <= MAX_CLIP_S:
         raise InputError(f"clips of {duration_s:g} s: give {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s")
-    layout = Layout.of(preset, duration_s)
+    layout = Layout.of(preset, float(duration_s))
     groups = [sources[start : start + shard_size] for start in range(0, len(sources), shard_size)]
     if not groups:
         raise InputError("nothing to prepare: no files are named")
     work = _Work(pipeline, layout, groups, folder)
     make_folder(folder)
+    check_output(folder / INDEX)
     todo = [number for number in work.missing() if number % part[1] == part[0] - 1]
     if todo:
         (folder / INDEX).unlink(missing_ok=True)
     total = sum(len(groups[number]) for number in todo)
     report = (lambda done: progress("clips", done, total)) if progress else (lambda done: None)
     if workers is None:
-        workers = (
-            1 if pipeline.placement.plan.devices["synchformer"] == "cpu" else min(8, os.cpu_count() or 1)
-        )
+        on_cpu = pipeline.placement.plan.devices["synchformer"] == "cpu"
+        workers = 1 if on_cpu else min(8, os.cpu_count() or 1)
     with memory_errors():
         work.make(todo, workers, report)
     return work.finish()
@@ -188,11 +188,9 @@ class _Work:
                     f"{f' (and {len(skipped) - 1} more)' if len(skipped) > 1 else ''}; "
                     f"see {self._folder / SKIPPED}"
                 )
-            write_index(self._folder, self._layout, self._made_by(), names)
+            made_by = {"thinksound": __version__, "encoders": self._encoders}
+            write_index(self._folder, self._layout, made_by, names)
         return Prepared(clips, skipped, len(there), len(headers))
-
-    def _made_by(self) -> dict[str, str]:
-        return {"thinksound": __version__, "encoders": self._encoders}
 
     def _header(self, number: int) -> ShardHeader | None:
         """The header of a shard that is up to date; None where it has to be made."""
@@ -243,7 +241,7 @@ def _read_ahead(
         pending: deque[Future[list[Clip | Skipped]]] = deque()
         for source in sources:
             pending.append(pool.submit(_read, source, layout))
-            if len(pending) > 2 * workers:
+            if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
