@@ -30,7 +30,7 @@ from thinksound.media.decode import decode_video
 from thinksound.media.frames import clip_pixels, sync_pixels
 from thinksound.media.mux import mux
 from thinksound.models.mmdit import MMDiT
-from thinksound.models.oobleck import AudioVAE
+from thinksound.models.spectrogram_vae import build_vae
 from thinksound.models.synchformer import Synchformer
 from thinksound.pipeline import Options, Pipeline
 from thinksound.presets import PRESETS, TINY, Preset, get_preset
@@ -181,7 +181,7 @@ def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> P
         network.to(where).train(False)
 
     with torch.device("meta"):
-        mmdit, vae = MMDiT(preset.mmdit), AudioVAE(preset.vae)
+        mmdit, vae = MMDiT(preset.mmdit), build_vae(preset.vae)
         synchformer = Synchformer(preset.synchformer)
     tiny = repository_weights_dir() / "tiny"  # its token numbers exist in the large vocabularies too
     clip, text = metaclip.build_metaclip(tiny / "metaclip"), t5.build_t5(tiny / "t5")

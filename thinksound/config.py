@@ -55,7 +55,6 @@ class OobleckConfig:
     channel_multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
     strides: tuple[int, ...] = (2, 4, 4, 8, 8)
     latent_dim: int = 64
-    patch: int = 1  # neighbouring samples that enter and leave as channels: saves work at the audio rate
     sample_rate: int = 44_100  # Hz
 
     def __post_init__(self) -> None:
@@ -67,7 +66,28 @@ class OobleckConfig:
     @property
     def hop(self) -> int:
         """Audio samples per latent frame."""
-        return self.patch * math.prod(self.strides)
+        return math.prod(self.strides)
+
+
+@dataclass(frozen=True)
+class SpectrogramVAEConfig:
+    """The audio VAE of the tiny preset, which sees spectrograms as pictures."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 96, 96)  # each step halves the frequencies
+    time_halvings: int = 2
+    latent_dim: int = 32
+    sample_rate: int = 16_000  # Hz
+    spectrum: int = 512  # samples of one spectrum; one begins every quarter of it
+
+    @property
+    def places(self) -> int:
+        """Frequencies that are left between encoder and decoder."""
+        return self.spectrum // 2 >> len(self.channels)
+
+    @property
+    def hop(self) -> int:
+        """Audio samples per latent frame."""
+        return self.spectrum // 4 << self.time_halvings
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,24 @@ class SynchformerConfig:
     def patches(self) -> int:
         """Patches of one picture."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def time_steps(self) -> int:
+        """Features per segment."""
+        return self.segment_frames // self.patch_frames
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """The convolutional stand-in for Synchformer's visual tower in the tiny preset."""
+
+    embed_dim: int = 96
+    channels: tuple[int, ...] = (24, 48, 64)  # of the convolutions, each of which halves the picture
+    depth: int = 3  # convolutions along time
+    image_size: int = 224
+    pool: int = 4  # pixels that are averaged on each side before anything else
+    patch_frames: int = 2
+    segment_frames: int = 16
 
     @property
     def time_steps(self) -> int:

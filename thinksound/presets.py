@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .config import MMDiTConfig, OobleckConfig, SynchformerConfig
+from .config import MMDiTConfig, MotionConfig, OobleckConfig, SpectrogramVAEConfig, SynchformerConfig
 from .errors import InputError
 
 # The five networks of a request, in the order in which it needs them.
@@ -21,16 +21,8 @@ TINY_MMDIT = MMDiTConfig(
     fused_depth=4,
     num_heads=4,
 )
-# 512 samples a latent, 31.25 latents a second.
-TINY_VAE = OobleckConfig(
-    channels=64,
-    channel_multiples=(1, 2, 4),
-    strides=(4, 4, 4),
-    latent_dim=32,
-    patch=8,
-    sample_rate=16_000,
-)
-TINY_SYNCHFORMER = SynchformerConfig(embed_dim=96, depth=2, num_heads=4, patch_size=28)
+TINY_VAE = SpectrogramVAEConfig()  # 512 samples a latent, 31.25 latents a second
+TINY_SYNCHFORMER = MotionConfig()
 
 
 @dataclass(frozen=True)
@@ -40,8 +32,8 @@ class Preset:
     name: str
     summary: str
     mmdit: MMDiTConfig
-    vae: OobleckConfig
-    synchformer: SynchformerConfig
+    vae: OobleckConfig | SpectrogramVAEConfig
+    synchformer: SynchformerConfig | MotionConfig
     weights: dict[str, str]  # network -> key in checkpoints.registry
     parameters: dict[str, int]  # network -> parameters that inference needs (of the VAE the decoder)
     guidance_scale: float  # where a request names none
@@ -91,9 +83,9 @@ TINY = Preset(
     parameters={
         "metaclip": 445_697,
         "t5": 443_648,
-        "synchformer": 1_095_360,
+        "synchformer": 424_672,
         "dit": 3_583_200,
-        "vae": 1_023_184,
+        "vae": 868_740,
     },
     guidance_scale=2.0,
 )

@@ -16,13 +16,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..config import MMDiTConfig, OobleckConfig, SynchformerConfig
+from ..config import (
+    MMDiTConfig,
+    MotionConfig,
+    OffsetConfig,
+    OobleckConfig,
+    SpectrogramVAEConfig,
+    SynchformerConfig,
+)
 from ..encoders.metaclip import MetaCLIP, build_metaclip
 from ..encoders.t5 import T5Text, build_t5
 from ..errors import WeightsError
 from ..models.mmdit import MMDiT
 from ..models.oobleck import AudioVAE
+from ..models.spectrogram_vae import build_vae
 from ..models.synchformer import Synchformer
+from ..models.synchformer_offset import SynchformerOffset
 from . import checksums
 from .locate import (
     describe_missing,
@@ -60,19 +69,30 @@ def load_mmdit(weights_dir: Path, key: str, config: MMDiTConfig, dtype: torch.dt
     return _load(network, weights_dir, key, locate(weights_dir, key, dtype), dtype)
 
 
-def load_vae(weights_dir: Path, key: str, config: OobleckConfig, dtype: torch.dtype) -> AudioVAE:
+def load_vae(
+    weights_dir: Path, key: str, config: OobleckConfig | SpectrogramVAEConfig, dtype: torch.dtype
+) -> AudioVAE:
     """The audio VAE, in evaluation mode on the CPU."""
     with torch.device("meta"):
-        network = AudioVAE(config)
+        network = build_vae(config)
     return _load(network, weights_dir, key, locate(weights_dir, key, dtype), dtype)
 
 
 def load_synchformer(
-    weights_dir: Path, key: str, config: SynchformerConfig, dtype: torch.dtype
+    weights_dir: Path, key: str, config: SynchformerConfig | MotionConfig, dtype: torch.dtype
 ) -> Synchformer:
     """The visual tower of Synchformer, in evaluation mode on the CPU."""
     with torch.device("meta"):
         network = Synchformer(config)
+    return _load(network, weights_dir, key, locate(weights_dir, key, dtype), dtype)
+
+
+def load_synchformer_offset(
+    weights_dir: Path, key: str, config: OffsetConfig, dtype: torch.dtype
+) -> SynchformerOffset:
+    """Synchformer with its audio tower and offset head, in evaluation mode on the CPU."""
+    with torch.device("meta"):
+        network = SynchformerOffset(config)
     return _load(network, weights_dir, key, locate(weights_dir, key, dtype), dtype)
 
 
@@ -90,6 +110,24 @@ def load_t5(weights_dir: Path, key: str, dtype: torch.dtype) -> T5Text:
     encoder = build_t5(folder)
     _load(encoder.model, weights_dir, key, folder, dtype)
     return encoder
+
+
+def load_file(network: Network, path: Path, key: str, dtype: torch.dtype) -> Network:
+    """A network that was built on ``meta``, filled from any file, in evaluation mode on the CPU.
+
+    Args:
+        network: to be filled.
+        path: a published file, or one with the network's own names, such as a converted one.
+        key: whose published names the file may use.
+        dtype: of the network's values.
+
+    Raises:
+        WeightsError: there is no such file, it is damaged, or it is of another network.
+    """
+    expected = network.state_dict()
+    own_names = any(name in expected for name in open_tensors(path))
+    fill(network, NamedTensors(path, None if own_names else key), path, dtype)
+    return _frozen(network)
 
 
 def locate(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
@@ -143,7 +181,7 @@ def network_name(key: str, name: str) -> str | None:
         # The encoder's embedding is the shared one, which is in every file.
         ignored = not name.startswith(("shared.", "encoder.")) or name == "encoder.embed_tokens.weight"
         return None if ignored else name
-    return name  # bundled files use the network's own names
+    return name  # bundled files, and Synchformer whole, use the network's own names
 
 
 class NamedTensors(Mapping[str, Tensor]):
@@ -228,6 +266,10 @@ def _load(network: Network, weights_dir: Path, key: str, path: Path, dtype: torc
     fill(network, NamedTensors(path, None if own_names else key), path, dtype)
     checksums.record(weights_dir, parts)
     logger.info("%s: %s in %s", path, type(network).__name__, dtype)
+    return _frozen(network)
+
+
+def _frozen(network: Network) -> Network:
     network.requires_grad_(False)
     network.eval()
     return network

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import QKVProjection, attend
-from .layers import MLP, ChannelLastConv1d, ConvMLP, Modulation, modulated_norm
+from .layers import MLP, ConvMLP, Modulation, modulated_norm, same_length
 
 
 class Gates(NamedTuple):
@@ -39,7 +39,7 @@ class StreamBlock(nn.Module):
             self.linear1 = nn.Linear(dim, dim)
             self.ffn = MLP(dim, int(dim * mlp_ratio))
         else:
-            self.linear1 = ChannelLastConv1d(dim, dim, kernel_size)
+            self.linear1 = same_length(dim, dim, kernel_size)
             self.ffn = ConvMLP(dim, int(dim * mlp_ratio), kernel_size)
         self.adaLN_modulation = Modulation(dim, 6)
 
@@ -119,7 +119,7 @@ class FinalBlock(nn.Module):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.adaLN_modulation = Modulation(dim, 2)
-        self.conv = ChannelLastConv1d(dim, out_dim, kernel_size=7)
+        self.conv = same_length(dim, out_dim, kernel_size=7)
 
     def forward(self, latents: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition)

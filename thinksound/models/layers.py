@@ -12,13 +12,18 @@ def gated_width(hidden_dim: int, multiple_of: int = 256) -> int:
 
 
 class ChannelLastConv1d(nn.Conv1d):
-    """Same-length convolution along tokens: ``(B, N, D_in)`` to ``(B, N, D_out)``."""
+    """Convolution along tokens, ``(B, N, D_in)`` to ``(B, N', D_out)``, constructed like `nn.Conv1d`.
 
-    def __init__(self, in_dim: int, out_dim: int, kernel_size: int, bias: bool = True) -> None:
-        super().__init__(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=bias)
+    peft constructs the convolutions of an adapter after the one that it adapts.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.transpose(1, 2)).transpose(1, 2)
+
+
+def same_length(in_dim: int, out_dim: int, kernel_size: int, bias: bool = True) -> ChannelLastConv1d:
+    """A convolution along tokens that keeps their number."""
+    return ChannelLastConv1d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
 class MLP(nn.Module):
@@ -41,9 +46,9 @@ class ConvMLP(MLP):
     def __init__(self, dim: int, hidden_dim: int, kernel_size: int) -> None:
         nn.Module.__init__(self)
         width = gated_width(hidden_dim)
-        self.w1 = ChannelLastConv1d(dim, width, kernel_size, bias=False)
-        self.w2 = ChannelLastConv1d(width, dim, kernel_size, bias=False)
-        self.w3 = ChannelLastConv1d(dim, width, kernel_size, bias=False)
+        self.w1 = same_length(dim, width, kernel_size, bias=False)
+        self.w2 = same_length(width, dim, kernel_size, bias=False)
+        self.w3 = same_length(dim, width, kernel_size, bias=False)
 
 
 class Modulation(nn.Sequential):

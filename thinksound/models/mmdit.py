@@ -26,7 +26,7 @@ from ..rates import SYNC_FEATURES_PER_SEGMENT
 from .attention import rotary_table
 from .blocks import FinalBlock, JointBlock, StreamBlock
 from .embeddings import TimestepEmbedder
-from .layers import MLP, ChannelLastConv1d, ConvMLP
+from .layers import MLP, ConvMLP, same_length
 
 INPUT_KERNEL_SIZE = 3  # convolutions of the picture and synchronisation projections
 
@@ -51,13 +51,13 @@ class MMDiT(nn.Module):
         self.config = config
         dim, kernel, inner = config.hidden_dim, config.kernel_size, config.hidden_dim * 4
         self.audio_input_proj = nn.Sequential(
-            ChannelLastConv1d(config.latent_dim, dim, kernel), nn.SiLU(), ConvMLP(dim, inner, kernel)
+            same_length(config.latent_dim, dim, kernel), nn.SiLU(), ConvMLP(dim, inner, kernel)
         )
         self.clip_input_proj = nn.Sequential(
             nn.Linear(config.clip_dim, dim), nn.SiLU(), ConvMLP(dim, inner, INPUT_KERNEL_SIZE)
         )
         self.sync_input_proj = nn.Sequential(
-            ChannelLastConv1d(config.sync_dim, dim, config.sync_kernel_size),
+            same_length(config.sync_dim, dim, config.sync_kernel_size),
             nn.SiLU(),
             ConvMLP(dim, inner, INPUT_KERNEL_SIZE),
         )

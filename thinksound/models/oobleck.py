@@ -12,7 +12,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import OobleckConfig
@@ -147,17 +146,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: OobleckConfig) -> None:
         super().__init__()
-        self.patch = config.patch
         widths = [config.channels * m for m in (1, *config.channel_multiples)]
         self.layers = nn.Sequential(
-            WeightNormConv(config.audio_channels * config.patch, widths[0], 7, padding=3),
+            WeightNormConv(config.audio_channels, widths[0], 7, padding=3),
             *(EncoderBlock(a, b, s) for a, b, s in zip(widths[:-1], widths[1:], config.strides, strict=True)),
             Snake(widths[-1]),
             WeightNormConv(widths[-1], 2 * config.latent_dim, 3, padding=1),
         )
 
     def forward(self, audio: Tensor) -> Tensor:
-        return self.layers(rearrange(audio, "b c (n p) -> b (c p) n", p=self.patch))
+        return self.layers(audio)
 
 
 class Decoder(nn.Module):
@@ -165,22 +163,24 @@ class Decoder(nn.Module):
 
     def __init__(self, config: OobleckConfig) -> None:
         super().__init__()
-        self.patch = config.patch
         widths = [config.channels * m for m in (1, *config.channel_multiples)][::-1]
         strides = config.strides[::-1]
         self.layers = nn.Sequential(
             WeightNormConv(config.latent_dim, widths[0], 7, padding=3),
             *(DecoderBlock(a, b, s) for a, b, s in zip(widths[:-1], widths[1:], strides, strict=True)),
             Snake(widths[-1]),
-            WeightNormConv(widths[-1], config.audio_channels * config.patch, 7, padding=3, bias=False),
+            WeightNormConv(widths[-1], config.audio_channels, 7, padding=3, bias=False),
         )
 
     def forward(self, latents: Tensor) -> Tensor:
-        return rearrange(self.layers(latents), "b (c p) n -> b c (n p)", p=self.patch)
+        return self.layers(latents)
 
 
 class AudioVAE(nn.Module):
     """Encoder, Gaussian bottleneck, decoder."""
+
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(self, config: OobleckConfig) -> None:
         super().__init__()

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import SynchformerConfig
+from ..config import MotionConfig, SynchformerConfig
 from .attention import attend
+from .motion import MotionTower
 
 
 class LayerNorm(nn.LayerNorm):
@@ -196,9 +197,11 @@ class VisualTower(nn.Module):
 class Synchformer(nn.Module):
     """What ThinkSound uses of Synchformer; `synchformer_offset` has the whole."""
 
-    def __init__(self, config: SynchformerConfig) -> None:
+    def __init__(self, config: SynchformerConfig | MotionConfig) -> None:
         super().__init__()
-        self.vfeat_extractor = VisualTower(config)
+        self.vfeat_extractor = (
+            MotionTower(config) if isinstance(config, MotionConfig) else VisualTower(config)
+        )
 
     def forward(self, segments: Tensor) -> Tensor:
         """Features ``(B, 8, D)`` of segments ``(B, 16, 3, 224, 224)``, pixels in -1..1."""

@@ -1,7 +1,7 @@
 """Pretraining of small encoders on clips with their sound; afterwards they are frozen.
 
-* Synchformer learns to tell from pictures what the sound does in every 20 ms: levels of a few bands,
-  the side it comes from, and the rise of the level ("flux"). It is not told what an event is.
+* The motion tower learns to tell from pictures what the sound does in every 20 ms: levels of a few
+  bands, the side it comes from, and the rise of the level ("flux"). It is not told what an event is.
 * MetaCLIP learns to match pictures with captions (CLIP, https://arxiv.org/abs/2103.00020, section 2.3).
 * T5 learns to fill in missing words (BERT's task, https://arxiv.org/abs/1810.04805, section 3.1).
 """
@@ -16,44 +16,34 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from ..encoders.metaclip import MetaCLIP
 from ..encoders.pretrained import tokenize
 from ..encoders.t5 import T5Text
-from ..media.frames import normalize_clip, normalize_sync
+from ..media.frames import normalize_clip
+from ..models.motion import MotionTower
 from ..models.synchformer import Synchformer
-from ..rates import SYNC_FEATURES_PER_SEGMENT, SYNC_FPS, SYNC_SEGMENT
-from .loop import Learner, Update, autocast, seeded
+from ..rates import SYNC_FEATURES_PER_SEGMENT, SYNC_FPS, SYNC_SEGMENT, SYNC_STRIDE
+from .loop import Learner, Update, seeded
 
 TARGETS_PER_SECOND = 2 * SYNC_FPS
 TARGETS_PER_FEATURE = TARGETS_PER_SECOND * SYNC_SEGMENT // SYNC_FPS // SYNC_FEATURES_PER_SEGMENT
 BANDS = 8
 TARGET_CHANNELS = BANDS + 2  # band levels, side, flux
-MAX_LOGIT_SCALE = 4.6  # a factor of 100, CLIP's limit
+PATCH_RATE = 0.07  # learning rate of patch filters, relative
+FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE = 2.66, 4.6  # factors of 14 and 100, CLIP's start and limit
 FLUX_WEIGHT = 4.0  # flux is rare: most of the time nothing happens
 
 
 @dataclass(frozen=True)
-class Scenes:
-    """A batch of clips as pretraining sees them."""
+class Films:
+    """N clips of equal length as pretraining sees them, in memory."""
 
-    clip_frames: Sequence[Tensor]  # each uint8 (V, 224, 224, 3), 8 per second
-    sync_frames: Sequence[Tensor]  # each uint8 (S', 224, 224, 3), 25 per second
-    waveforms: Sequence[Tensor]  # each float32 (2, A)
+    small: Tensor  # uint8 (N, S', H, W, 3): 25 pictures per second, reduced as the motion tower does
+    pictures: Tensor  # uint8 (N, K, 224, 224, 3): a few for MetaCLIP
+    targets: Tensor  # (N, 2 S', 10): `sound_targets`
     captions: Sequence[str]
-
-
-class SceneSource(Protocol):
-    """Where pretraining clips come from."""
-
-    sample_rate: int
-
-    def batch(self, step: int, count: int) -> Scenes:
-        """The clips of one step."""
-
-    def held_out(self) -> Scenes:
-        """Clips that `batch` never gives."""
 
 
 def sound_targets(waveform: Tensor, sample_rate: int) -> Tensor:
@@ -96,6 +86,13 @@ class SyncHead(nn.Module):
         return targets.flatten(1, 2)
 
 
+def _start_at(head: SyncHead, targets: Tensor) -> None:
+    """Let the head answer the mean of ``targets (B, N, 10)`` before it has learned anything."""
+    with torch.no_grad():
+        head.linear.weight.mul_(0.1)
+        head.linear.bias.copy_(targets.mean(dim=(0, 1)).repeat(TARGETS_PER_FEATURE))
+
+
 def sync_loss(found: Tensor, wanted: Tensor) -> Tensor:
     """Squared error of ``(B, N, 10)``, the flux counting more."""
     error = (found.float() - wanted).square().mean(dim=(0, 1))
@@ -104,112 +101,116 @@ def sync_loss(found: Tensor, wanted: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PretrainingOptions:
-    clips: int = 8  # a step
-    segments: int = 6  # of each clip, drawn at random
-    pictures: int = 3  # of each clip for MetaCLIP
+    batch: int = 16  # clips
     learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    dtype: torch.dtype = torch.float32
 
 
-class PictureLearner(Learner):
-    """Synchformer and MetaCLIP, on the same clips."""
+class SyncLearner(Learner):
+    """The motion tower tells from pictures what the sound does."""
 
-    averaged = ("synchformer", "metaclip")
+    averaged = ("synchformer",)
 
     def __init__(
         self,
         synchformer: Synchformer,
-        metaclip: MetaCLIP,
         options: PretrainingOptions,
-        scenes: SceneSource,
+        films: Films,
+        validation: Films,
         seed: int = 0,
     ) -> None:
-        self.options, self.scenes = options, scenes
-        self.synchformer, self.metaclip = synchformer, metaclip
-        self.device = next(synchformer.parameters()).device
-        dim = synchformer.vfeat_extractor.config.embed_dim
+        self.options, self.films, self.validation = options, films, validation
+        tower = synchformer.vfeat_extractor
+        assert isinstance(tower, MotionTower)
+        self.device = next(tower.parameters()).device
+        dim = tower.config.embed_dim
         self.head = seeded(lambda: SyncHead(dim), seed).to(self.device)
-        self.networks: dict[str, nn.Module] = {
-            "synchformer": synchformer,
-            "metaclip": metaclip.model,
-            "head": self.head,
-        }
-
-        def optimizer(*networks: nn.Module) -> torch.optim.Optimizer:
-            parameters = [p for network in networks for p in network.parameters()]
-            return torch.optim.AdamW(
-                parameters, options.learning_rate, options.betas, weight_decay=options.weight_decay
-            )
-
-        self.optimizers = {"sync": optimizer(synchformer, self.head), "metaclip": optimizer(metaclip.model)}
+        _start_at(self.head, films.targets[:256].float())
+        self.networks: dict[str, nn.Module] = {"synchformer": synchformer, "head": self.head}
+        self.optimizers = {"sync": _optimizer([synchformer, self.head], options)}
 
     def train_step(self, step: int, generator: torch.Generator, update: Update) -> dict[str, float]:
-        scenes = self.scenes.batch(step, self.options.clips)
-        segments, targets = self._segments(scenes, generator)
-        with autocast(self.device, self.options.dtype):
-            found = self.head(self.synchformer(segments))
-        sync = sync_loss(found, targets)
-        norm = update(sync, self.optimizers["sync"])
-        with autocast(self.device, self.options.dtype):
-            contrast = self._contrast(self.metaclip, scenes, generator)
-        update(contrast, self.optimizers["metaclip"])
-        return {"sync": sync.item(), "contrast": contrast.item(), "gradient": norm}
+        chosen = torch.randint(len(self.films.small), (self.options.batch,), generator=generator)
+        pixels, targets = self.films.small[chosen], self.films.targets[chosen].float()
+        mirrored = torch.rand(len(chosen), generator=generator) < 0.5
+        pixels = torch.where(mirrored[:, None, None, None, None], pixels.flip(3), pixels)
+        side = targets[..., BANDS]
+        targets[..., BANDS] = torch.where(mirrored[:, None], 1 - side, side)
+        found, wanted = self._compare(self.networks["synchformer"], pixels, targets)
+        loss = sync_loss(found, wanted)
+        return {"sync": loss.item(), "gradient": update(loss, self.optimizers["sync"])}
 
     @torch.no_grad()
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(0)
-        scenes = self.scenes.held_out()
-        segments, targets = self._segments(scenes, generator)
-        parts = [self.head(networks["synchformer"](part)) for part in segments.split(16)]
-        found = torch.cat(parts).float()
-        flux = torch.stack([found[..., -1].flatten(), targets[..., -1].flatten()])
-        contrast = self._contrast(
-            MetaCLIP(networks["metaclip"], self.metaclip.tokenizer),  # type: ignore[arg-type]
-            scenes,
-            generator,
-        )
+        films = self.validation
+        pairs = [
+            self._compare(networks["synchformer"], pixels, targets.float())
+            for pixels, targets in zip(films.small.split(8), films.targets.split(8), strict=True)
+        ]
+        found, wanted = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        flux = torch.stack([found[..., -1].flatten(), wanted[..., -1].flatten()])
         return {
-            "sync": sync_loss(found, targets).item(),
+            "sync": sync_loss(found, wanted).item(),
             "flux_correlation": torch.corrcoef(flux)[0, 1].item(),
-            "contrast": contrast.item(),
         }
 
-    def _segments(self, scenes: Scenes, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random segments ``(N, 16, 3, 224, 224)`` and their targets ``(N, 32, 10)``."""
-        pictures, targets = [], []
-        length = TARGETS_PER_SECOND * SYNC_SEGMENT // SYNC_FPS
-        for frames, waveform in zip(scenes.sync_frames, scenes.waveforms, strict=True):
-            wanted = sound_targets(waveform, self.scenes.sample_rate)
-            last = min(len(frames) - SYNC_SEGMENT, (len(wanted) - length) * SYNC_FPS // TARGETS_PER_SECOND)
-            for first in torch.randint(last + 1, (self.options.segments,), generator=generator).tolist():
-                pictures.append(frames[first : first + SYNC_SEGMENT])
-                begin = first * TARGETS_PER_SECOND // SYNC_FPS
-                targets.append(wanted[begin : begin + length])
-        pixels = normalize_sync(torch.cat(pictures).to(self.device)).unflatten(0, (-1, SYNC_SEGMENT))
-        return pixels, torch.stack(targets).to(self.device)
+    def _compare(self, synchformer: nn.Module, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head says of every segment ``(N, 32, 10)``, and what is true."""
+        assert isinstance(synchformer, Synchformer)
+        tower = synchformer.vfeat_extractor
+        assert isinstance(tower, MotionTower)
+        scaled = (pixels.to(self.device).float() / 127.5 - 1).movedim(-1, -3)  # (B, S', 3, H, W)
+        pairs = tower.embed_small(scaled.flatten(0, 1)).unflatten(0, (len(pixels), -1))  # (B, S' / 2, 1, D)
+        steps, stride = tower.config.time_steps, SYNC_STRIDE // tower.config.patch_frames
+        segments = pairs.unfold(1, steps, stride).movedim(-1, 2).flatten(0, 1)  # (N, 8, 1, D)
+        length = TARGETS_PER_FEATURE * steps
+        wanted = targets.to(self.device).unfold(1, length, TARGETS_PER_FEATURE * stride)  # (B, n, 10, 32)
+        return self.head(tower.encode(segments)).float(), wanted.movedim(-1, 2).flatten(0, 1)
 
-    def _contrast(self, metaclip: MetaCLIP, scenes: Scenes, generator: torch.Generator) -> Tensor:
-        """Symmetric cross-entropy between pictures and captions of the batch."""
-        chosen = [
-            frames[torch.randint(len(frames), (self.options.pictures,), generator=generator)]
-            for frames in scenes.clip_frames
-        ]
-        pixels = normalize_clip(torch.cat(chosen).to(self.device))
-        tokens = [tokenize(metaclip.tokenizer, caption, self.device) for caption in scenes.captions]
+
+class PictureLearner(Learner):
+    """MetaCLIP matches pictures with captions."""
+
+    averaged = ("metaclip",)
+
+    def __init__(
+        self, metaclip: MetaCLIP, options: PretrainingOptions, films: Films, validation: Films
+    ) -> None:
+        self.options, self.films, self.validation = options, films, validation
+        self.metaclip = metaclip
+        self.device = metaclip.model.device
+        with torch.no_grad():
+            metaclip.model.logit_scale.fill_(FIRST_LOGIT_SCALE)
+        self.networks: dict[str, nn.Module] = {"metaclip": metaclip.model}
+        self.optimizers = {"metaclip": _optimizer([metaclip.model], options)}
+
+    def train_step(self, step: int, generator: torch.Generator, update: Update) -> dict[str, float]:
+        count = self.options.batch
+        chosen = torch.randint(len(self.films.pictures), (count,), generator=generator)
+        which = torch.randint(self.films.pictures.shape[1], (count,), generator=generator)
+        captions = [self.films.captions[index] for index in chosen.tolist()]
+        loss = self._contrast(self.metaclip.model, self.films.pictures[chosen, which], captions)
+        return {"contrast": loss.item(), "gradient": update(loss, self.optimizers["metaclip"])}
+
+    @torch.no_grad()
+    def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+        model = networks["metaclip"]
+        assert isinstance(model, CLIPModel)
+        return {
+            "contrast": self._contrast(model, self.validation.pictures[:, 0], self.validation.captions).item()
+        }
+
+    def _contrast(self, model: CLIPModel, pictures: Tensor, captions: Sequence[str]) -> Tensor:
+        """Symmetric cross-entropy between ``pictures (B, 224, 224, 3)`` and their captions."""
+        tokens = [tokenize(self.metaclip.tokenizer, caption, self.device) for caption in captions]
         ids, mask = (torch.cat(parts) for parts in zip(*tokens, strict=True))
-        pictures = F.normalize(metaclip.model.get_image_features(pixels).pooler_output.float(), dim=-1)
-        texts = F.normalize(
-            metaclip.model.get_text_features(ids, attention_mask=mask).pooler_output.float(), dim=-1
-        )
-        scores = (
-            pictures @ texts.T * metaclip.model.logit_scale.clamp(max=4.6).exp()
-        )  # (clips * pictures, clips)
-        owner = torch.arange(len(texts), device=self.device).repeat_interleave(self.options.pictures)
-        # Each caption has several pictures: its target is spread over them.
-        spread = F.one_hot(owner).float().T / self.options.pictures
-        return (F.cross_entropy(scores, owner) + F.cross_entropy(scores.T, spread)) / 2
+        seen = model.get_image_features(normalize_clip(pictures.to(self.device))).pooler_output
+        read = model.get_text_features(ids, attention_mask=mask).pooler_output
+        scores = F.normalize(seen.float(), dim=-1) @ F.normalize(read.float(), dim=-1).T
+        scores = scores * model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        owner = torch.arange(len(scores), device=self.device)
+        return (F.cross_entropy(scores, owner) + F.cross_entropy(scores.T, owner)) / 2
 
 
 class TextSource(Protocol):
@@ -249,19 +250,39 @@ class TextLearner(Learner):
         return {"words": loss.item(), "right": right.item()}
 
 
-def initialise_synchformer(synchformer: Synchformer, seed: int) -> None:
-    """Values to start from, drawn from ``seed``; half of the patch filters start as differences in time."""
+def initialise_motion(synchformer: Synchformer, seed: int) -> None:
+    """Values to start from, drawn from ``seed``, that keep the signal's power through rectifiers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in synchformer.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-            elif parameter.dim() == 3:  # class tokens and positions
-                parameter.normal_(0, 0.05, generator=generator)
+                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
             else:
                 fan_in = parameter[0].numel()
-                parameter.normal_(0, fan_in**-0.5, generator=generator)
-        filters = synchformer.vfeat_extractor.patch_embed_3d.proj.weight  # (D, 3, 2, 16, 16)
-        moving = filters[: len(filters) // 2]
-        moving[:, :, 1] = -moving[:, :, 0]
-        moving *= 3.0  # what moves is small
+                # The convolutions along time are residual branches.
+                gain = 0.3 if ".times." in name else 2**0.5
+                parameter.normal_(0, gain * fan_in**-0.5, generator=generator)
+
+
+@torch.no_grad()
+def calm(network: nn.Module) -> None:
+    """Let residual branches start small, so that what the patches say is not drowned at once."""
+    for name, parameter in network.named_parameters():
+        if name.endswith(_BRANCH_ENDS):
+            parameter *= 0.1
+
+
+_BRANCH_ENDS = ("out_proj.weight", "fc2.weight")
+
+
+def _optimizer(networks: Sequence[nn.Module], options: PretrainingOptions) -> torch.optim.Optimizer:
+    """AdamW; the filters of a transformer's patches learn slower.
+
+    A step of Adam moves each weight by the learning rate. A patch filter has thousands, and neighbouring
+    pixels are alike: the steps add up, and at the common rate its outcome would leap.
+    """
+    named = [item for network in networks for item in network.named_parameters()]
+    slow = [p for name, p in named if "patch_embed" in name]
+    fast = [p for name, p in named if "patch_embed" not in name]
+    groups = [{"params": fast}, {"params": slow, "lr": options.learning_rate * PATCH_RATE}]
+    return torch.optim.AdamW(groups, options.learning_rate, options.betas, weight_decay=options.weight_decay)

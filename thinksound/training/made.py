@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..media.files import whole_file
 from ..synthetic.make import make_scene
 from ..synthetic.seeds import HELD_OUT, TRAINING
 from ..synthetic.sound import synthesise
 from ..synthetic.stream import encoder_pictures
 from ..synthetic.texts import describe
-from .encoders import Scenes
+from .encoders import Films, sound_targets
+from .loop import Progress
 
 CLIP_S = 4.0  # seconds of a made clip
 HARD_SHARE = 0.4  # of the training clips; both splits are measured
 HELD_OUT_SOUNDS = 64
+PICTURES = 4  # of a clip for MetaCLIP
 # Held-out seeds from here on steer training; those before are for the evaluation alone.
 VALIDATION_FIRST = HELD_OUT.stop // 2
 
@@ -78,30 +86,41 @@ def _integer(limit: int, generator: torch.Generator) -> int:
     return int(torch.randint(limit, (), generator=generator))
 
 
-class MadeScenes:
-    """Clips for pretraining the picture encoders, each drawn when it is asked for."""
+def film(
+    clips: Sequence[tuple[str, int]], sample_rate: int, pool: int, progress: Progress | None = None
+) -> Films:
+    """Draw and synthesise clips for pretraining the picture encoders."""
+    small, pictures, targets, captions = [], [], [], []
+    for number, (split, seed) in enumerate(clips, start=1):
+        scene = make_scene(split, seed, CLIP_S)
+        for_clip, for_sync = encoder_pictures(scene)
+        reduced = F.avg_pool2d(for_sync.movedim(-1, 1).float(), pool)  # (S', 3, H, W)
+        small.append(reduced.round().to(torch.uint8).movedim(1, -1))
+        pictures.append(for_clip[:: len(for_clip) // PICTURES].clone())  # not the whole clip kept
+        sound = torch.from_numpy(synthesise(scene, sample_rate))
+        targets.append(sound_targets(sound, sample_rate).half())
+        captions.append(describe(scene)[0])
+        if progress:
+            progress("films", number, len(clips))
+    return Films(torch.stack(small), torch.stack(pictures), torch.stack(targets), captions)
 
-    HELD_OUT = 24
 
-    def __init__(self, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self._held_out = self._make(validation_clips(self.HELD_OUT))
+def save_films(films: Films, file: Path) -> None:
+    """Write them, whole or not at all."""
+    tensors = {"small": films.small, "pictures": films.pictures, "targets": films.targets}
+    with whole_file(file) as temporary:
+        save_file(tensors, temporary, {"captions": json.dumps(list(films.captions))})
 
-    def batch(self, step: int, count: int) -> Scenes:
-        return self._make(training_clips(count, step * count))
 
-    def held_out(self) -> Scenes:
-        return self._held_out
-
-    def _make(self, clips: Iterator[tuple[str, int]]) -> Scenes:
-        scenes = [make_scene(split, seed, CLIP_S) for split, seed in clips]
-        pictures = [encoder_pictures(scene) for scene in scenes]
-        return Scenes(
-            clip_frames=[clip for clip, _ in pictures],
-            sync_frames=[sync for _, sync in pictures],
-            waveforms=[torch.from_numpy(synthesise(scene, self.sample_rate)) for scene in scenes],
-            captions=[describe(scene)[0] for scene in scenes],
-        )
+def read_films(files: Sequence[Path]) -> Films:
+    """The films of several files as one."""
+    parts, captions = [], []
+    for file in files:
+        with safe_open(file, framework="pt") as stored:
+            parts.append({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+            captions += json.loads(stored.metadata()["captions"])
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Films(**whole, captions=captions)
 
 
 class MadeTexts:

@@ -1,8 +1,8 @@
 """The recipe of the bundled tiny model: made data in, five trained networks out, from one seed.
 
 Stages keep their state in folders of their own, so the recipe goes on where it was interrupted, and
-stages that do not need each other can run at once. A stage runs on one thread: two processes with
-one thread each do more than one process with two.
+stages that do not need each other can run at once. A process computes on one thread: two processes
+with one thread each do more than one process with two. `scripts/train-tiny` runs them in order.
 """
 
 from __future__ import annotations
@@ -10,63 +10,151 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from ..checkpoints.load import load_metaclip, load_synchformer, load_t5
-from ..presets import TINY
-from .encoders import PictureLearner, PretrainingOptions, TextLearner, initialise_synchformer
+from ..checkpoints.checksums import seal
+from ..checkpoints.load import load_metaclip, load_mmdit, load_t5
+from ..config import MotionConfig
+from ..models.spectrogram_vae import SpectrogramVAE
+from ..models.synchformer import Synchformer
+from ..pipeline import load
+from ..presets import TINY, TINY_VAE
+from .encoders import (
+    Films,
+    PictureLearner,
+    PretrainingOptions,
+    SyncLearner,
+    TextLearner,
+    calm,
+    initialise_motion,
+)
+from .flow import FlowLearner, FlowOptions, initialise_mmdit
 from .loop import LoopOptions, Progress, Trainer, trainable
-from .made import MadeScenes, MadeSounds, MadeTexts
-from .vae import VAELearner, VAEOptions, initialise_vae
+from .made import (
+    CLIP_S,
+    MadeSounds,
+    MadeTexts,
+    film,
+    read_films,
+    save_films,
+    training_clips,
+    validation_clips,
+)
+from .prepare import prepare_clips
+from .shards import PreparedClips
+from .sources import MadeSource
+from .spectral_vae import (
+    SpectralVAELearner,
+    SpectralVAEOptions,
+    initialise_spectrogram_vae,
+    standardise_spectrogram_vae,
+)
+from .tiny import make_tiny, write_network
 
 SEED = 0
+PROCESSES = 2  # that train the transformer, and prepare its clips
 
 SOUNDS = 2000  # clips whose sound trains the VAE
-VAE_OPTIONS = VAEOptions(
-    batch=8,
-    excerpt=32,  # 1.024 s
-    learning_rate=1e-3,
-    discriminator_rate=4e-4,
-    spectral_sizes=(2048, 512, 128, 64),
-    discriminator_sizes=(1024, 512, 256),
-    discriminator_channels=12,
-    adversarial_from=1000,
-    kl_weight=5e-4,
-    dtype=torch.bfloat16,
+VAE_OPTIONS = SpectralVAEOptions(
+    batch=8, excerpt=48, learning_rate=1.5e-3, kl_weight=5e-6, dtype=torch.bfloat16
 )
-VAE_LOOP = LoopOptions(steps=2200, seed=SEED, warmup=100, final_rate=0.1, validate_every=100, save_every=100)
+VAE_LOOP = LoopOptions(steps=1200, seed=SEED, warmup=50, final_rate=0.02, validate_every=100, save_every=100)
+
+
+CLIPS = 4800  # that train the transformer
+VALIDATION_CLIPS = 96
+FLOW_OPTIONS = FlowOptions(batch=24, learning_rate=1.5e-3, weight_decay=0.01, dtype=torch.bfloat16)
+FLOW_LOOP = LoopOptions(
+    steps=2000, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
+)
+
+
+def start(folder: Path) -> None:
+    """The preset's folder with random networks, if it is not there yet."""
+    if not _preset(folder).exists():
+        make_tiny(_preset(folder))
 
 
 def train_vae(folder: Path, progress: Progress | None = None) -> None:
-    """The VAE, on sounds of both splits."""
+    """The VAE, on sounds of both splits; its latents get deviation one."""
     sounds = MadeSounds(
         SOUNDS,
         TINY.vae.sample_rate,
         (lambda done, total: progress("sounds", done, total)) if progress else None,
     )
-    learner = VAELearner(initialise_vae(TINY.vae, SEED), VAE_OPTIONS, sounds, SEED)
-    Trainer(learner, VAE_LOOP, folder / "vae").run(progress, "vae")
+    vae = SpectrogramVAE(TINY_VAE)
+    initialise_spectrogram_vae(vae, SEED)
+    learner = SpectralVAELearner(vae, VAE_OPTIONS, sounds)
+    trainer = Trainer(learner, VAE_LOOP, folder / "vae")
+    trainer.run(progress, "vae")
+    trained = trainer.averages["vae"]
+    assert isinstance(trained, SpectrogramVAE)
+    standardise_spectrogram_vae(trained, latent_deviation(trained, sounds))
+    _install(folder, "vae.safetensors", trained)
 
 
-PICTURE_OPTIONS = PretrainingOptions(clips=8, segments=6, pictures=3, learning_rate=1e-3)
+@torch.no_grad()
+def latent_deviation(vae: SpectrogramVAE, sounds: MadeSounds) -> Tensor:
+    """Standard deviation of each latent channel over training sounds, ``(C,)``."""
+    generator = torch.Generator().manual_seed(SEED)
+    excerpts = sounds.batch(256, VAE_OPTIONS.excerpt * vae.hop, generator)
+    means = torch.cat([vae.encode(part)[0] for part in excerpts.split(16)])
+    return means.std(dim=(0, 2))
+
+
+FILMS = 2400  # clips that train the picture encoders
+SYNC_OPTIONS = PretrainingOptions(batch=16, learning_rate=1e-3)
+SYNC_LOOP = LoopOptions(
+    steps=1500, seed=SEED, warmup=50, final_rate=0.02, ema_decay=0.99, validate_every=100, save_every=100
+)
+PICTURE_OPTIONS = PretrainingOptions(batch=48, learning_rate=6e-4)
 PICTURE_LOOP = LoopOptions(
-    steps=360, seed=SEED, warmup=30, final_rate=0.05, validate_every=50, save_every=50, ema_decay=0.99
+    steps=1000, seed=SEED, warmup=50, final_rate=0.05, ema_decay=0.99, validate_every=100, save_every=100
 )
 TEXT_LOOP = LoopOptions(
     steps=800, seed=SEED, warmup=50, final_rate=0.05, validate_every=400, save_every=400, ema_decay=0.99
 )
 
 
+def make_films(folder: Path, part: int, progress: Progress | None = None) -> None:
+    """One part of the clips for the picture encoders, and with the first part the held-out ones."""
+    motion = TINY.synchformer
+    assert isinstance(motion, MotionConfig)
+    wanted = {f"part-{part}": list(training_clips(FILMS))[part - 1 :: PROCESSES]}
+    if part == 1:
+        wanted["validation"] = list(validation_clips(VALIDATION_CLIPS))
+    (folder / "films").mkdir(parents=True, exist_ok=True)
+    for name, clips in wanted.items():
+        file = folder / "films" / f"{name}.safetensors"
+        if not file.exists():
+            save_films(film(clips, TINY.vae.sample_rate, motion.pool, progress), file)
+
+
+def _films(folder: Path) -> tuple[Films, Films]:
+    parts = [folder / "films" / f"part-{part}.safetensors" for part in range(1, PROCESSES + 1)]
+    return read_films(parts), read_films([folder / "films" / "validation.safetensors"])
+
+
+def train_sync(folder: Path, progress: Progress | None = None) -> None:
+    """The motion tower."""
+    synchformer = Synchformer(TINY.synchformer)
+    initialise_motion(synchformer, SEED)
+    learner = SyncLearner(synchformer, SYNC_OPTIONS, *_films(folder), SEED)
+    trainer = Trainer(learner, SYNC_LOOP, folder / "sync")
+    trainer.run(progress, "sync")
+    _install(folder, "synchformer.safetensors", trainer.averages["synchformer"])
+
+
 def train_pictures(folder: Path, progress: Progress | None = None) -> None:
-    """Synchformer and MetaCLIP."""
-    weights = folder / "weights"
-    synchformer = load_synchformer(weights, TINY.weights["synchformer"], TINY.synchformer, torch.float32)
-    metaclip = load_metaclip(weights, TINY.weights["metaclip"], torch.float32)
-    trainable(synchformer)
+    """MetaCLIP."""
+    metaclip = load_metaclip(folder / "weights", TINY.weights["metaclip"], torch.float32)
     trainable(metaclip.model)
-    initialise_synchformer(synchformer, SEED)
-    scenes = MadeScenes(TINY.vae.sample_rate)
-    learner = PictureLearner(synchformer, metaclip, PICTURE_OPTIONS, scenes, SEED)
-    Trainer(learner, PICTURE_LOOP, folder / "pictures").run(progress, "pictures")
+    calm(metaclip.model)
+    learner = PictureLearner(metaclip, PICTURE_OPTIONS, *_films(folder))
+    trainer = Trainer(learner, PICTURE_LOOP, folder / "pictures")
+    trainer.run(progress, "pictures")
+    _install(folder, "metaclip/model.safetensors", trainer.averages["metaclip"])
 
 
 def train_texts(folder: Path, progress: Progress | None = None) -> None:
@@ -74,4 +162,56 @@ def train_texts(folder: Path, progress: Progress | None = None) -> None:
     t5 = load_t5(folder / "weights", TINY.weights["t5"], torch.float32)
     trainable(t5.model)
     learner = TextLearner(t5, MadeTexts(), batch=32, learning_rate=1e-3, seed=SEED)
-    Trainer(learner, TEXT_LOOP, folder / "texts").run(progress, "texts")
+    trainer = Trainer(learner, TEXT_LOOP, folder / "texts")
+    trainer.run(progress, "texts")
+    _install(folder, "t5/model.safetensors", trainer.averages["t5"])
+
+
+def prepare(folder: Path, part: int, progress: Progress | None = None) -> None:
+    """One part of the training clips, and with the first part the validation clips, encoded."""
+    pipeline = load(TINY.name, folder / "weights", devices="cpu")
+    for name, clips in (
+        ("clips", list(training_clips(CLIPS))),
+        ("validation", list(validation_clips(VALIDATION_CLIPS))),
+    ):
+        prepare_clips(
+            pipeline,
+            [MadeSource(split, seed) for split, seed in clips],
+            folder / name,
+            duration_s=CLIP_S,
+            shard_size=120,
+            part=(part, PROCESSES),
+            progress=progress,
+        )
+
+
+def train_dit(folder: Path, progress: Progress | None = None) -> None:
+    """The transformer; one of `PROCESSES` that share the work if ``torch.distributed`` runs."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    dit = load_mmdit(folder / "weights", TINY.weights["dit"], TINY.mmdit, torch.float32)
+    trainable(dit)
+    initialise_mmdit(dit, SEED)
+    learner = FlowLearner(
+        dit,
+        FLOW_OPTIONS,
+        PreparedClips(folder / "clips"),
+        PreparedClips(folder / "validation"),
+        seed=SEED,
+        rank=rank,
+        processes=dist.get_world_size() if dist.is_initialized() else 1,
+    )
+    trainer = Trainer(learner, FLOW_LOOP, folder / "dit")
+    trainer.run(progress, "dit")
+    if rank == 0:
+        _install(folder, "mmdit.safetensors", trainer.averages["dit"])
+        seal(_preset(folder))
+
+
+def _preset(folder: Path) -> Path:
+    return folder / "weights" / TINY.name
+
+
+def _install(folder: Path, file: str, network: nn.Module) -> None:
+    """Put a trained network into the preset's folder and take its checksum as the truth."""
+    write_network(_preset(folder), file, dict(network.named_parameters()))
+    seal(_preset(folder))

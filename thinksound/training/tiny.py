@@ -27,7 +27,7 @@ from ..encoders import metaclip, t5
 from ..encoders.pretrained import TEXT_LENGTH
 from ..media.files import whole_file
 from ..models.mmdit import MMDiT
-from ..models.oobleck import AudioVAE
+from ..models.spectrogram_vae import build_vae
 from ..models.synchformer import Synchformer
 from ..presets import TINY
 from .vocabulary import train_clip_tokenizer, train_t5_tokenizer
@@ -51,7 +51,7 @@ def make_tiny(folder: Path) -> None:
     for name in ("metaclip", "t5"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):  # the names and shapes alone matter
-        networks = MMDiT(TINY.mmdit), AudioVAE(TINY.vae), Synchformer(TINY.synchformer)
+        networks = MMDiT(TINY.mmdit), build_vae(TINY.vae), Synchformer(TINY.synchformer)
     for name, network in zip(("mmdit", "vae", "synchformer"), networks, strict=True):
         _write_random(folder, f"{name}.safetensors", network)
     _write_metaclip(folder)

@@ -154,6 +154,10 @@ def initialise_vae(config: OobleckConfig, seed: int) -> AudioVAE:
         for unit in vae.modules():
             if isinstance(unit, ResidualUnit):
                 _gain(unit.layers[-1]).mul_(0.3)
+        # Little noise at first: latents that carry nothing are a place that training does not leave.
+        last = vae.encoder.layers[-1]
+        assert isinstance(last, WeightNormConv) and last.bias is not None
+        last.bias[config.latent_dim :] = -3.0
         # Sound is quiet: from loud noise the way is long.
         _gain(vae.decoder.layers[-1]).mul_(0.02)
     return vae
