@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from thinksound.config import OobleckConfig
+from thinksound.config import OobleckConfig, SpectrogramVAEConfig
 from thinksound.errors import OutputError, ThinkSoundError
 from thinksound.media import files
 from thinksound.media.audio import fit_length, to_pcm16, write_wav
@@ -67,7 +67,7 @@ def test_missing_samples_are_filled_without_a_click(missing: int) -> None:
 
 
 @pytest.mark.parametrize("vae", [LIGHT.vae, TINY.vae], ids=["published", "tiny"])
-def test_every_duration_can_be_reached_from_its_latents(vae: OobleckConfig) -> None:
+def test_every_duration_can_be_reached_from_its_latents(vae: OobleckConfig | SpectrogramVAEConfig) -> None:
     for hundredths in range(10, 18_001, 7):
         duration_s = hundredths / 100
         generated = latent_frame_count(duration_s, vae.sample_rate, vae.hop) * vae.hop
@@ -114,7 +114,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 def test_a_full_disk_gives_one_message_and_no_file(tmp_path: Path) -> None:
     program = """
 import resource, signal, sys, torch
-from thinksound.config import OobleckConfig
+from thinksound.config import OobleckConfig, SpectrogramVAEConfig
 from thinksound.errors import OutputError
 from thinksound.media.audio import write_wav
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from thinksound import rates
-from thinksound.config import OobleckConfig
+from thinksound.config import OobleckConfig, SpectrogramVAEConfig
 from thinksound.presets import LIGHT, TINY
 
 PUBLISHED = OobleckConfig()
 
 
-def latents(duration_s: float, vae: OobleckConfig = PUBLISHED) -> int:
+def latents(duration_s: float, vae: OobleckConfig | SpectrogramVAEConfig = PUBLISHED) -> int:
     return rates.latent_frame_count(duration_s, vae.sample_rate, vae.hop)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +35,6 @@ from .vocabulary import train_clip_tokenizer, train_t5_tokenizer
 _STORED = {"mmdit.safetensors": torch.float16}
 _SEED = 0
 _T5_HEAD = 32  # width of one of its attention heads
-# The VAE's strided convolutions, each of which would halve the amplitude.
-_RATE_CHANGE = re.compile(r"(encoder\.layers\.\d+\.layers\.4|decoder\.layers\.\d+\.layers\.1)\.weight_g")
 
 
 def make_tiny(folder: Path) -> None:
@@ -141,10 +138,6 @@ def _draw(file: str, name: str, shape: torch.Size) -> torch.Tensor:
     normal = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape), dtype=np.float32)
     value = torch.as_tensor(normal)
     fan_in = math.prod(shape[1:])
-    if name.endswith("weight_g"):
-        return (0.5 + 0.1 * value.abs()) * (2.0 if _RATE_CHANGE.fullmatch(name) else 1.0)
-    if name.endswith((".alpha", ".beta")):
-        return 0.1 * value
     if len(shape) == 1:
         return 1.0 + 0.1 * value if name.endswith("weight") else 0.05 * value
     if name.endswith(("shared.weight", "token_embedding.weight", "position_embedding.weight")):
@@ -152,7 +145,7 @@ def _draw(file: str, name: str, shape: torch.Size) -> torch.Tensor:
     if name.endswith("SelfAttention.q.weight"):
         # T5 does not scale its scores by the width of a head.
         return value / math.sqrt(fan_in * _T5_HEAD)
-    if name.endswith(("weight", "weight_v")):
+    if name.endswith("weight"):
         return value / math.sqrt(fan_in)
     return 0.3 * value
 
