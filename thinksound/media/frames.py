@@ -19,8 +19,7 @@ IMAGE_SIZE = 224  # pixels on each side, for both encoders
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-SYNC_MEAN = (0.5, 0.5, 0.5)
-SYNC_STD = (0.5, 0.5, 0.5)
+SYNC_MEAN = SYNC_STD = 0.5  # of every channel
 
 
 def clip_pixels(frame: np.ndarray) -> np.ndarray:
@@ -63,16 +62,16 @@ def sync_pixels(frame: np.ndarray) -> np.ndarray:
 
 def normalize_clip(frames: Tensor) -> Tensor:
     """Scale uint8 (N, 224, 224, 3) pictures to MetaCLIP's float32 (N, 3, 224, 224)."""
-    return _normalize(frames, CLIP_MEAN, CLIP_STD)
+    shift = torch.tensor(CLIP_MEAN, device=frames.device).view(1, 3, 1, 1)
+    scale = torch.tensor(CLIP_STD, device=frames.device).view(1, 3, 1, 1)
+    return _channels_first(frames).sub_(shift).div_(scale)
 
 
 def normalize_sync(frames: Tensor) -> Tensor:
     """Scale uint8 (N, 224, 224, 3) pictures to Synchformer's float32 (N, 3, 224, 224)."""
-    return _normalize(frames, SYNC_MEAN, SYNC_STD)
+    return _channels_first(frames).sub_(SYNC_MEAN).div_(SYNC_STD)
 
 
-def _normalize(frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    channels_first = frames.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, 224, 224)
-    shift = torch.tensor(mean, device=frames.device).view(1, 3, 1, 1)
-    scale = torch.tensor(std, device=frames.device).view(1, 3, 1, 1)
-    return channels_first.sub_(shift).div_(scale)
+def _channels_first(frames: Tensor) -> Tensor:
+    """From 0..255 to 0..1, float32 (N, 3, 224, 224)."""
+    return frames.permute(0, 3, 1, 2).float().div_(255)
