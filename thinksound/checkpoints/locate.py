@@ -35,23 +35,23 @@ def missing(weights_dir: Path, keys: Iterable[str]) -> list[WeightFile]:
     ]
 
 
-def describe_missing(weights_dir: Path, files: Iterable[WeightFile]) -> str:
-    """The message that says which files to put where."""
+_DOWNLOAD = "run `thinksound weights download` (with --preset and --weights as here)"
+
+
+def describe_missing(weights_dir: Path, files: Iterable[WeightFile], remedy: str = _DOWNLOAD) -> str:
+    """The message that says which files to put where; ``remedy`` names the command that fetches them."""
     lines = [f"weights are missing in {weights_dir}:"]
     for file in files:
         if file.bundled:
             lines.append(f"  {file.path}: comes with this project; restore it with git")
         elif file.is_folder:
-            absent = absent_parts(weights_dir / file.path)
+            absent = absent_parts(file, weights_dir / file.path)
             lines.append(
                 f"  {file.path}/: {', '.join(absent)}, from {file.repository} on the Hugging Face hub"
             )
         else:
             lines.append(f"  {file.path}, from {file.repository} on the Hugging Face hub")
-    lines.append(
-        "run `thinksound weights download` (with --preset and --weights as here), or put them there by hand "
-        "under these names"
-    )
+    lines.append(f"{remedy}, or put them there by hand under these names")
     return "\n".join(lines)
 
 
@@ -66,13 +66,13 @@ def published_path(weights_dir: Path, file: WeightFile) -> Path:
 def is_complete(file: WeightFile, path: Path) -> bool:
     """Whether everything that ``file`` consists of lies at ``path``."""
     try:
-        return not absent_parts(path) if file.is_folder else path.is_file()
+        return not absent_parts(file, path) if file.is_folder else path.is_file()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def absent_parts(folder: Path) -> list[str]:
-    """What a Hugging Face folder lacks to be usable, in the words of its file names."""
+def absent_parts(file: WeightFile, folder: Path) -> list[str]:
+    """What the Hugging Face folder of ``file`` lacks to be usable, in the words of its file names."""
     names = _names(folder)
     absent = [] if "config.json" in names else ["config.json"]
     weights = weight_files(names)
@@ -80,7 +80,7 @@ def absent_parts(folder: Path) -> list[str]:
         absent.append("model.safetensors or pytorch_model.bin, or either in shards with their index")
     elif weights[0].endswith(".index.json"):
         absent += sorted(shards_of(folder / weights[0]) - names)
-    if not any(names.issuperset(tokenizer) for tokenizer in TOKENIZERS):
+    if file.has_tokenizer and not any(names.issuperset(tokenizer) for tokenizer in TOKENIZERS):
         absent.append("its tokenizer (" + " or ".join("+".join(parts) for parts in TOKENIZERS) + ")")
     return absent
 
@@ -117,7 +117,7 @@ def present_files(weights_dir: Path) -> list[Path]:
         for path in (published_path(weights_dir, file), weights_dir / file.converted_path):
             if is_complete(file, path):
                 paths += files_of(file, path)
-    return paths
+    return list(dict.fromkeys(paths))  # Synchformer's file serves two networks
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ WEIGHT_LAYOUTS: tuple[tuple[str, ...], ...] = (
     ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
 )
 
-# A Hugging Face folder needs one of these beside its weights and config.json.
+# A Hugging Face folder of a network that reads text needs one of these beside its weights and config.json.
 TOKENIZERS: tuple[tuple[str, ...], ...] = (
     ("tokenizer.json",),
     ("spiece.model",),
@@ -70,6 +70,10 @@ class WeightFile:
     @property
     def is_folder(self) -> bool:
         return bool(self.patterns)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return "tokenizer.json" in self.patterns
 
     @property
     def converted_path(self) -> str:
@@ -134,6 +138,32 @@ WEIGHTS: dict[str, WeightFile] = {
             size=11_400_000_000,
             repository="google/t5-v1_1-xl",
             patterns=_CONFIG_AND_TOKENIZER,
+        ),
+        WeightFile(
+            key="synchformer_offset",
+            path="synchformer_state_dict.pth",
+            purpose="Synchformer whole, with the audio tower and the offset head: for the evaluation",
+            licence="MIT",
+            size=950_000_000,
+            repository="FunAudioLLM/ThinkSound",
+        ),
+        WeightFile(
+            key="clap",
+            path="clap-htsat-unfused",
+            purpose="CLAP, embeddings of sound and text in one space: for the evaluation",
+            licence="Apache-2.0",
+            size=614_000_000,
+            repository="laion/clap-htsat-unfused",
+            patterns=_CONFIG_AND_TOKENIZER,
+        ),
+        WeightFile(
+            key="ast",
+            path="ast-finetuned-audioset-10-10-0.4593",
+            purpose="Audio Spectrogram Transformer, the 527 classes of AudioSet: for the evaluation",
+            licence="BSD-3-Clause",
+            size=346_000_000,
+            repository="MIT/ast-finetuned-audioset-10-10-0.4593",
+            patterns=("config.json", "preprocessor_config.json"),
         ),
         WeightFile(
             "tiny_dit", "tiny/mmdit.safetensors", "diffusion transformer of the tiny preset", _OWN, None

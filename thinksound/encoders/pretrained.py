@@ -23,8 +23,8 @@ TEXT_LENGTH = MMDiTConfig.text_length  # tokens of a text, start, end and paddin
 def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[str]]) -> None:
     """Make sure that ``folder`` describes a network of ``model_type`` and has a tokenizer.
 
-    tokenizers: sets of files of which one must be there in full. Without this check transformers
-        would quietly give an empty vocabulary.
+    tokenizers: sets of files of which one must be there in full; empty for a network that reads no text.
+        Without this check transformers would quietly give an empty vocabulary.
     Raises WeightsError.
     """
     config = folder / "config.json"
@@ -42,7 +42,7 @@ def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[st
         raise WeightsError(
             f"{config}: describes a {found!r} network, {model_type!r} is needed; check the folder"
         )
-    if not any(all((folder / name).is_file() for name in names) for names in tokenizers):
+    if tokenizers and not any(all((folder / name).is_file() for name in names) for names in tokenizers):
         wanted = " or ".join(" with ".join(names) for names in tokenizers)
         raise WeightsError(f"{folder}: no tokenizer; {wanted} is needed, run `thinksound weights download`")
 

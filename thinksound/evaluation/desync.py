@@ -1,7 +1,7 @@
 """DeSync: by how many seconds sound and picture seem to be apart, as Synchformer predicts it.
 
 Synchformer, https://arxiv.org/abs/2401.16423; as a measure of generated sound: MMAudio,
-https://arxiv.org/abs/2412.15322, section 4.1. The first and the last 4.8 s of a clip are judged, each by
+https://arxiv.org/abs/2412.15322, section 4. The first and the last 4.8 s of a clip are judged, each by
 the likeliest of 21 offsets from -2 to 2 s; DeSync is the mean of their absolute values over all clips.
 """
 

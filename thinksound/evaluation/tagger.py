@@ -1,0 +1,49 @@
+"""The Audio Spectrogram Transformer, through transformers: which of the classes of AudioSet a clip has.
+
+Gong et al., https://arxiv.org/abs/2104.01778; 527 classes. It hears 10.24 s; what is missing of them is
+filled. Published comparisons use PaSST, PANNs or VGGish: numbers of different networks are not comparable.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import ASTFeatureExtractor, ASTForAudioClassification
+
+from .extractors import Heard, load_pretrained
+
+_FRAME_S = 0.01  # between the columns of its spectrogram
+
+
+class Tagger:
+    """The classifier with what prepares its input; follows the device of ``model``."""
+
+    def __init__(self, model: ASTForAudioClassification, features: ASTFeatureExtractor) -> None:
+        self.model = model
+        self.rate: int = features.sampling_rate
+        self.window_s: float = features.max_length * _FRAME_S
+        self._features = features
+
+    @torch.inference_mode()
+    def __call__(self, waveform: Tensor) -> Heard:
+        """Embedding and logits of ``waveform (A,)``; see `Extractor`."""
+        inputs = self._features(waveform.numpy(), sampling_rate=self.rate, return_tensors="pt")
+        spectrogram = inputs["input_values"].to(self.model.device)  # (1, T, F)
+        embedding: Tensor = self.model.audio_spectrogram_transformer(spectrogram).pooler_output
+        logits: Tensor = self.model.classifier(embedding)
+        return Heard(embedding[0].float().cpu(), logits[0].float().cpu())
+
+
+def load_tagger(weights_dir: Path) -> Tagger:
+    """The tagger on the CPU; raises WeightsError as `load_pretrained` does."""
+    folder, model = load_pretrained(
+        weights_dir, "ast", ASTForAudioClassification, "audio-spectrogram-transformer"
+    )
+    with warnings.catch_warnings():
+        # As trained, its lowest bands are too narrow to hold a frequency.
+        warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+        features = ASTFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    return Tagger(model, features)
