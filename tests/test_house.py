@@ -106,6 +106,16 @@ def test_every_dependency_is_pinned_inside_of_its_range_and_imported():
         )
 
 
+def test_every_extra_is_pinned_inside_of_its_range():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = pins("requirements-dev.txt")
+    for text in (text for extra in project["optional-dependencies"].values() for text in extra):
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pinned[wanted.name]), f"{wanted} and {pinned[wanted.name]}"
+
+
 def test_what_is_installed_is_what_is_pinned():
     from importlib.metadata import version
 

@@ -1,0 +1,85 @@
+"""Sound for a held-out made clip with the tiny preset, measured against the truth and drawn.
+
+Writes the silent clip, its true sound, the clip with the generated sound, and a picture of both sounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import thinksound
+from thinksound.evaluation.onsets import detect_onsets, match_onsets, true_onsets
+from thinksound.evaluation.plot import plot_sound
+from thinksound.media.files import make_folder
+from thinksound.synthetic.clips import write_clip
+from thinksound.synthetic.make import make_scene
+from thinksound.synthetic.scene import SPLITS
+from thinksound.synthetic.seeds import HELD_OUT
+from thinksound.synthetic.sound import synthesise
+from thinksound.synthetic.texts import describe
+
+FIRST_BALL = 3  # the first held-out clip in which a ball bounces
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument(
+        "--clip", type=int, default=FIRST_BALL, metavar="N", help=f"which, from 0 (default: {FIRST_BALL})"
+    )
+    parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help=f"(default: {SPLITS[0]})")
+    parser.add_argument("--steps", type=int, default=24, help="sampling steps (default: 24)")
+    parser.add_argument("--cfg-scale", type=float, metavar="X", help="guidance (default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated sound (default: 0)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("outputs"), metavar="DIR", help="(default: outputs)"
+    )
+    try:
+        run(parser.parse_args())
+    except thinksound.ThinkSoundError as error:
+        sys.exit(f"demo: error: {error}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    split, number, folder = arguments.split, arguments.clip, arguments.output
+    if number not in HELD_OUT:
+        raise thinksound.InputError(
+            f"--clip {number}: give 0 to {HELD_OUT[-1]}; tiny has seen the others while it was trained"
+        )
+    options = thinksound.Options(arguments.steps, arguments.cfg_scale, arguments.seed)
+    make_folder(folder)
+    pipeline = thinksound.load("tiny")
+    rate = pipeline.preset.vae.sample_rate
+    scene = make_scene(split, number)
+    caption, cot = describe(scene)
+    video, _, _ = write_clip(scene, folder, f"{split}-{number:06d}", rate)
+    print(f"Made      {video}: {caption}")
+
+    result = pipeline(video, caption, cot, options)
+    sound = video.with_stem(f"{video.stem}_sound")
+    result.save(sound)
+    print(f"Generated {sound} in {sum(result.timings.values()):.1f} s")
+
+    generated = result.pcm.numpy().astype(np.float32) / 32768
+    truth = synthesise(scene, rate)
+    onsets, heard = true_onsets(scene), detect_onsets(generated, rate)
+    print(f"Onsets    {agreement(onsets, heard, detect_onsets(truth, rate))}")
+    picture = sound.with_suffix(".png")
+    plot_sound(picture, generated, truth, rate, onsets, heard, f"{caption} ({split} clip {number})")
+    print(f"Picture   {picture}")
+
+
+def agreement(true: np.ndarray, heard: np.ndarray, heard_in_truth: np.ndarray) -> str:
+    if not len(true):
+        return "nothing strikes in this clip"
+    near, far = (match_onsets(true, heard, tolerance) for tolerance in (0.05, 0.10))
+    best = match_onsets(true, heard_in_truth, 0.05)
+    places = f"{near.hits} of {near.true} within 50 ms, {near.found - near.hits} heard elsewhere"
+    return f"{places}: F1 {near.f1:.2f}, at 100 ms {far.f1:.2f} (of the true sound {best.f1:.2f})"
+
+
+if __name__ == "__main__":
+    main()
