@@ -148,7 +148,9 @@ def test_features_that_are_no_numbers_never_reach_training(pipeline, tmp_path, m
     files = [write_noise(tmp_path / f"{index}.wav", 1) for index in range(3)]
     sources = [source(path, text) for path, text in zip(files, ("good", "bad", "good"), strict=True)]
     prepared = prepare_clips(pipeline, sources, tmp_path / "p", duration_s=1)
-    assert PreparedClips(tmp_path / "p").names == ["0.wav", "2.wav"]
+    clips = PreparedClips(tmp_path / "p")
+    assert clips.names == ["0.wav", "2.wav"]
+    assert clips.batch([0, 1]).t5_features.isfinite().all()
     assert [(each.name, "not numbers" in each.reason) for each in prepared.skipped] == [("1.wav", True)]
 
 
