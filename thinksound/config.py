@@ -124,16 +124,9 @@ class MotionConfig:
 
     embed_dim: int = 96
     channels: tuple[int, ...] = (24, 48, 64)  # of the convolutions, each of which halves the picture
-    depth: int = 3  # convolutions along time
+    depth: int = 4  # convolutions along time
     image_size: int = 224
     pool: int = 4  # pixels that are averaged on each side before anything else
-    patch_frames: int = 2
-    segment_frames: int = 16
-
-    @property
-    def time_steps(self) -> int:
-        """Features per segment."""
-        return self.segment_frames // self.patch_frames
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ TINY = Preset(
     parameters={
         "metaclip": 445_697,
         "t5": 443_648,
-        "synchformer": 424_672,
+        "synchformer": 526_144,
         "dit": 3_583_200,
         "vae": 868_740,
     },

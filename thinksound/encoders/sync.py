@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ..media.frames import normalize_sync
+from ..models.motion import MotionTower
 from ..models.synchformer import Synchformer, VisualTower
-from ..rates import SYNC_SEGMENT, SYNC_STRIDE, sync_segment_count
+from ..rates import SYNC_FEATURES_PER_SEGMENT, SYNC_SEGMENT, SYNC_STRIDE, sync_segment_count
 
 
 @torch.inference_mode()
 def encode_sync(
-    network: Synchformer | VisualTower,
+    network: Synchformer | VisualTower | MotionTower,
     frames: Tensor,
     *,
     segment_batch: int = 16,
@@ -36,6 +37,8 @@ def encode_sync(
     """
     device = next(network.parameters()).device
     tower = network.vfeat_extractor if isinstance(network, Synchformer) else network
+    if isinstance(tower, MotionTower):
+        return _follow(tower, frames, device, progress)
     pair = tower.config.patch_frames
     segments = sync_segment_count(len(frames))
     features = []
@@ -50,3 +53,19 @@ def encode_sync(
         if progress:
             progress(first + count, segments)
     return torch.cat(features)
+
+
+def _follow(
+    tower: MotionTower, frames: Tensor, device: torch.device, progress: Callable[[int, int], None] | None
+) -> Tensor:
+    """The tiny preset's features: as many as Synchformer's, spread over the clip."""
+    small = []
+    for part in frames.split(_PICTURES):
+        small.append(tower.reduce(normalize_sync(part.to(device))))
+        if progress:
+            progress(sum(map(len, small)), len(frames))
+    count = SYNC_FEATURES_PER_SEGMENT * sync_segment_count(len(frames))
+    return tower.spread(tower.follow(torch.cat(small)[None]), count)[0]
+
+
+_PICTURES = 64  # that are reduced at once

@@ -1,8 +1,10 @@
 """A small convolutional stand-in for Synchformer's visual tower, for the tiny preset.
 
-Same pictures in, same number of features out. Convolutions know from the start that neighbouring
-pixels belong together and that a movement is the same everywhere; a transformer learns that from more
-video than a laptop can show it in an hour.
+Convolutions know from the start that neighbouring pixels belong together and that a movement is the
+same everywhere; a transformer learns that from more video than a laptop can show it in an hour. And
+where Synchformer looks at overlapping segments, whose features then lie up to half a second beside
+the latents that they modulate, this tower follows the whole clip: feature i of S tells of the i-th of
+S equal parts of it.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from torch import Tensor, nn
 from ..config import MotionConfig
 
 DIFFERENCE_GAIN = 4.0  # what moves is a small part of a picture
-PICTURE_CHANNELS = 9  # two pictures and their difference
+PICTURE_CHANNELS = 9  # a picture, the one before, and their difference
+TIME_KERNEL = 5
 
 
 class MotionTower(nn.Module):
-    """Segments ``(B, 16, 3, 224, 224)`` to features ``(B, 8, D)``."""
+    """Pictures ``(B, P, 3, 224, 224)``, 25 per second, pixels in -1..1, to features ``(B, P, D)``."""
 
     def __init__(self, config: MotionConfig) -> None:
         super().__init__()
@@ -30,29 +33,31 @@ class MotionTower(nn.Module):
         side = config.image_size // config.pool // 2 ** len(config.channels)
         self.places = nn.Linear(widths[-1] * side * side, config.embed_dim)
         self.times = nn.ModuleList(
-            nn.Conv1d(config.embed_dim, config.embed_dim, 3, padding=1) for _ in range(config.depth)
+            nn.Conv1d(config.embed_dim, config.embed_dim, TIME_KERNEL, padding=TIME_KERNEL // 2)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.embed_dim)
 
-    def forward(self, segments: Tensor) -> Tensor:
-        pairs = self.embed(segments.flatten(0, 1))
-        return self.encode(pairs.unflatten(0, (-1, self.config.time_steps)))
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.follow(self.reduce(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """What happens in each two pictures of ``(P, 3, H, W)``: ``(P / 2, 1, D)`` float32."""
-        return self.embed_small(F.avg_pool2d(pixels, self.config.pool))
+    def reduce(self, pixels: Tensor) -> Tensor:
+        """Pictures ``(P, 3, H, W)`` averaged over squares: ``(P, 3, H / pool, W / pool)``."""
+        return F.avg_pool2d(pixels, self.config.pool)
 
-    def embed_small(self, pixels: Tensor) -> Tensor:
-        """`embed` of pictures that are reduced already, ``(P, 3, H / pool, W / pool)``."""
-        first, second = pixels.to(self.places.weight.dtype).unflatten(0, (-1, 2)).unbind(1)
-        x = torch.cat([first, second, (second - first) * DIFFERENCE_GAIN], dim=1)
+    def follow(self, small: Tensor) -> Tensor:
+        """Features ``(B, P, D)`` float32 of reduced pictures ``(B, P, 3, h, w)``."""
+        small = small.to(self.places.weight.dtype)
+        before = torch.cat([small[:, :1], small[:, :-1]], dim=1)
+        x = torch.cat([before, small, (small - before) * DIFFERENCE_GAIN], dim=2).flatten(0, 1)
         for stage in self.stages:
             x = F.relu(stage(x))
-        return self.places(x.flatten(1)).float()[:, None]
-
-    def encode(self, pairs: Tensor) -> Tensor:
-        """Features ``(B, 8, D)`` of ``(B, 8, 1, D)``, each knowing the others of its segment."""
-        x = pairs[:, :, 0].to(self.places.weight.dtype).transpose(1, 2)  # (B, D, 8)
+        x = self.places(x.flatten(1)).unflatten(0, small.shape[:2]).transpose(1, 2)  # (B, D, P)
         for layer in self.times:
             x = x + layer(F.gelu(x))
         return self.norm(x.transpose(1, 2)).float()
+
+    @staticmethod
+    def spread(features: Tensor, count: int) -> Tensor:
+        """``(B, P, D)`` as ``count`` features of equal parts of the clip, between neighbours linearly."""
+        return F.interpolate(features.transpose(1, 2), size=count, mode="linear").transpose(1, 2)

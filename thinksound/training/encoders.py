@@ -24,11 +24,11 @@ from ..encoders.t5 import T5Text
 from ..media.frames import normalize_clip
 from ..models.motion import MotionTower
 from ..models.synchformer import Synchformer
-from ..rates import SYNC_FEATURES_PER_SEGMENT, SYNC_FPS, SYNC_SEGMENT, SYNC_STRIDE
-from .loop import Learner, Update, seeded
+from ..rates import SYNC_FPS
+from .loop import Learner, Update, autocast, seeded
 
 TARGETS_PER_SECOND = 2 * SYNC_FPS
-TARGETS_PER_FEATURE = TARGETS_PER_SECOND * SYNC_SEGMENT // SYNC_FPS // SYNC_FEATURES_PER_SEGMENT
+TARGETS_PER_FEATURE = TARGETS_PER_SECOND // SYNC_FPS
 BANDS = 8
 TARGET_CHANNELS = BANDS + 2  # band levels, side, flux
 PATCH_RATE = 0.07  # learning rate of patch filters, relative
@@ -72,7 +72,7 @@ def sound_targets(waveform: Tensor, sample_rate: int) -> Tensor:
 
 
 class SyncHead(nn.Module):
-    """From Synchformer features to `sound_targets`: ``(B, 8, D)`` to ``(B, 32, 10)``."""
+    """From features, one per picture, to `sound_targets`: ``(B, P, D)`` to ``(B, 2P, 10)``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -105,6 +105,8 @@ class PretrainingOptions:
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
+    excerpt: int = 50  # pictures of a clip for the motion tower: 2 s
+    dtype: torch.dtype = torch.float32
 
 
 class SyncLearner(Learner):
@@ -132,7 +134,11 @@ class SyncLearner(Learner):
 
     def train_step(self, step: int, generator: torch.Generator, update: Update) -> dict[str, float]:
         chosen = torch.randint(len(self.films.small), (self.options.batch,), generator=generator)
-        pixels, targets = self.films.small[chosen], self.films.targets[chosen].float()
+        length = min(self.options.excerpt, self.films.small.shape[1])
+        start = int(torch.randint(self.films.small.shape[1] - length + 1, (), generator=generator))
+        pixels = self.films.small[chosen, start : start + length]
+        begin, end = start * TARGETS_PER_FEATURE, (start + length) * TARGETS_PER_FEATURE
+        targets = self.films.targets[chosen, begin:end].float()
         mirrored = torch.rand(len(chosen), generator=generator) < 0.5
         pixels = torch.where(mirrored[:, None, None, None, None], pixels.flip(3), pixels)
         side = targets[..., BANDS]
@@ -156,17 +162,14 @@ class SyncLearner(Learner):
         }
 
     def _compare(self, synchformer: nn.Module, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head says of every segment ``(N, 32, 10)``, and what is true."""
+        """What the head says of every clip ``(B, 2P, 10)``, and what is true."""
         assert isinstance(synchformer, Synchformer)
         tower = synchformer.vfeat_extractor
         assert isinstance(tower, MotionTower)
-        scaled = (pixels.to(self.device).float() / 127.5 - 1).movedim(-1, -3)  # (B, S', 3, H, W)
-        pairs = tower.embed_small(scaled.flatten(0, 1)).unflatten(0, (len(pixels), -1))  # (B, S' / 2, 1, D)
-        steps, stride = tower.config.time_steps, SYNC_STRIDE // tower.config.patch_frames
-        segments = pairs.unfold(1, steps, stride).movedim(-1, 2).flatten(0, 1)  # (N, 8, 1, D)
-        length = TARGETS_PER_FEATURE * steps
-        wanted = targets.to(self.device).unfold(1, length, TARGETS_PER_FEATURE * stride)  # (B, n, 10, 32)
-        return self.head(tower.encode(segments)).float(), wanted.movedim(-1, 2).flatten(0, 1)
+        scaled = (pixels.to(self.device).float() / 127.5 - 1).movedim(-1, -3)  # (B, P, 3, H, W)
+        with autocast(self.device, self.options.dtype):
+            found = self.head(tower.follow(scaled))
+        return found.float(), targets.to(self.device)
 
 
 class PictureLearner(Learner):

@@ -104,9 +104,9 @@ def latent_deviation(vae: SpectrogramVAE, sounds: MadeSounds) -> Tensor:
 
 
 FILMS = 2400  # clips that train the picture encoders
-SYNC_OPTIONS = PretrainingOptions(batch=16, learning_rate=1e-3)
+SYNC_OPTIONS = PretrainingOptions(batch=16, learning_rate=1e-3, dtype=torch.bfloat16)
 SYNC_LOOP = LoopOptions(
-    steps=1500, seed=SEED, warmup=50, final_rate=0.02, ema_decay=0.99, validate_every=100, save_every=100
+    steps=1200, seed=SEED, warmup=50, final_rate=0.02, ema_decay=0.99, validate_every=100, save_every=100
 )
 PICTURE_OPTIONS = PretrainingOptions(batch=48, learning_rate=6e-4)
 PICTURE_LOOP = LoopOptions(
