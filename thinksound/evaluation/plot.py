@@ -54,7 +54,9 @@ def plot_sound(
     time = np.arange(generated.shape[1]) / sample_rate
     wave.plot(time, generated[0], linewidth=0.4, label="left")
     wave.plot(time, generated[1], linewidth=0.4, alpha=0.7, label="right")
-    wave.plot(found_onsets, np.full(len(found_onsets), 1.1), "kv", markersize=5, label="heard", clip_on=False)
+    if len(found_onsets):  # without any, matplotlib finds no room for the panels
+        marks = np.full(len(found_onsets), 1.1)
+        wave.plot(found_onsets, marks, "kv", markersize=5, label="heard", clip_on=False)
     wave.set(title=title, ylabel="generated", ylim=(-1.2, 1.2))
     draw_spectrogram(below, generated, sample_rate)
     below.set(ylabel="generated, kHz")
