@@ -9,14 +9,14 @@ from ..presets import DEFAULT_PRESET, PRESETS
 from ..runtime.precision import DTYPES
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which networks, from where, and where they run."""
+def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> None:
+    """Which networks, from where, and where they run; ``preset`` is the default."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--preset",
         choices=list(PRESETS),
-        default=DEFAULT_PRESET,
-        help=f"(default: {DEFAULT_PRESET}); tiny is bundled: random weights that prove the pipeline",
+        default=preset,
+        help=f"(default: {preset}); tiny is bundled: random weights that prove the pipeline",
     )
     add_weights_dir(model)
     model.add_argument(
@@ -47,3 +47,11 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def part(text: str) -> tuple[int, int]:
+    """A share of the work, as in ``2/4``."""
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+        return int(index), int(count)
+    raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4 for the first of four parts")

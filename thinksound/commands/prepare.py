@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .arguments import add_model, number
+from .arguments import add_model, number, part
 from .progress import Bars
 
 _EXAMPLES = """\
@@ -59,7 +59,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--part",
-        type=_part,
+        type=part,
         default=(1, 1),
         metavar="I/N",
         help="make the I-th of N parts, for several processes or machines on one folder",
@@ -142,10 +142,3 @@ def _made(text: str) -> tuple[str, int, int]:
         f"{text!r} is not SPLIT:FIRST:COUNT, such as standard:1000000:500; splits are standard and hard, "
         "seeds 0 to 4294967295"
     )
-
-
-def _part(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
-        return int(index), int(count)
-    raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4 for the first of four parts")

@@ -63,10 +63,10 @@ def _mel_filters() -> FloatArray:
     """Weights (64, F)."""
 
     def mel(hz: float | FloatArray) -> FloatArray:
-        return 2595 * np.log10(1 + np.asarray(hz) / 700)
+        return np.asarray(2595 * np.log10(1 + np.asarray(hz) / 700))
 
-    hz = np.fft.rfftfreq(WINDOW, 1 / RATE)
-    corners = np.linspace(mel(40.0), mel(RATE / 2), MEL_BANDS + 2)
+    hz = np.fft.rfftfreq(WINDOW, 1 / RATE).astype(np.float64)
+    corners = np.linspace(float(mel(40.0)), float(mel(RATE / 2)), MEL_BANDS + 2)
     left, middle, right = (corners[i : MEL_BANDS + i, None] for i in range(3))
     rising, falling = (mel(hz) - left) / (middle - left), (right - mel(hz)) / (right - middle)
     return np.maximum(0.0, np.minimum(rising, falling))

@@ -1,0 +1,156 @@
+"""`thinksound evaluate`: how good a model's sounds are, on made data or on files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..evaluation.rows import table_rows
+from .arguments import add_model, add_weights_dir, number, part
+from .progress import Bars
+
+_EXAMPLES = """\
+examples:
+  thinksound evaluate made -o evaluation
+  thinksound evaluate made --split standard --count 60 --rows truth generated --examples 3 -o look
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure the sounds of a model",
+        description="Measure a model's sounds: against the known truth of made clips, or by the field's "
+        "metrics on files of your own.",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_made(actions)
+    _add_judges(actions)
+
+
+def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = actions.add_parser(
+        "made",
+        help="on held-out made clips, whose truth is known",
+        description="Generate the sounds of held-out made clips and measure onsets, kind, material, panning, "
+        "level, buzz, ring-down and pitch against the truth. Writes OUT/table.md and OUT/results.json after "
+        "every row. Started again, it goes on where it was.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run_made, interrupted="finished rows are kept; start it again to go on")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder, made if missing"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("standard", "hard"),
+        action="append",
+        help="one source, or two with distractions; may be given twice (default: both)",
+    )
+    parser.add_argument(
+        "--count", type=int, default=240, metavar="N", help="clips of each split (default: 240)"
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help=f"(default: all) {', '.join(row.key for row in table_rows(1.0, 1))}",
+    )
+    parser.add_argument(
+        "--cfg-scale", type=number, metavar="X", help="guidance, 1 to 20 (default: as the preset)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=24, metavar="N", help="sampling steps, 1 to 100 (default: 24)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=16, metavar="N", help="clips that are sampled together (default: 16)"
+    )
+    parser.add_argument(
+        "--part",
+        type=part,
+        default=(1, 1),
+        metavar="I/N",
+        help="make the I-th of N shares of the rows, for several processes on one folder; on a CPU with "
+        "OMP_NUM_THREADS=1 each",
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also write the N best and the N worst generated clips of each split, beside the truth",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    add_model(parser, "tiny")
+
+
+def _add_judges(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = actions.add_parser(
+        "judges",
+        help="train the judges of made data again",
+        description="Train the networks that hear onsets, kinds and materials of made sounds, on true sounds "
+        "alone; about ten minutes on one core. Writes WEIGHTS/judges.",
+    )
+    parser.set_defaults(run=run_judges, interrupted="the judges are as they were")
+    add_weights_dir(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def run_made(arguments: argparse.Namespace) -> None:
+    # What can be wrong in a moment is looked at before the networks are loaded.
+    from ..evaluation.judges import judges_folder, load_judges
+    from ..evaluation.made import EvaluationOptions, evaluate_made
+
+    options = EvaluationOptions(
+        splits=tuple(arguments.split or ("standard", "hard")),
+        count=arguments.count,
+        rows=None if arguments.rows is None else tuple(arguments.rows),
+        guidance_scale=arguments.cfg_scale,
+        steps=arguments.steps,
+        batch=arguments.batch,
+        part=arguments.part,
+        examples=arguments.examples,
+    )
+    if options.examples:
+        _need_matplotlib()
+    judges = load_judges(judges_folder(arguments.weights))
+
+    from ..pipeline import load
+
+    bars = Bars(arguments.quiet)
+    try:
+        pipeline = load(
+            arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
+        )
+        table = evaluate_made(pipeline, judges, arguments.output, options, bars)
+    finally:
+        bars.close()
+    print(table.read_text(encoding="utf-8"), end="")
+    if not arguments.quiet:
+        print(table, file=sys.stderr)
+
+
+def run_judges(arguments: argparse.Namespace) -> None:
+    from ..checkpoints.registry import default_weights_dir
+    from ..evaluation.judge_training import train_judges
+    from ..evaluation.judges import FOLDER
+
+    weights: Path = arguments.weights if arguments.weights is not None else default_weights_dir()
+    bars = Bars(arguments.quiet)
+    try:
+        record = train_judges(weights / FOLDER, progress=bars)
+    finally:
+        bars.close()
+    for split in ("standard", "hard"):
+        print(f"{split:<9} " + "  ".join(f"{name} {value:.3f}" for name, value in record[split].items()))
+    print(weights / FOLDER)
+
+
+def _need_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise InputError("--examples needs matplotlib; pip install 'thinksound-cog[evaluation]'")
