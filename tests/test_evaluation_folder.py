@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 import torch
 from clips import render
-from listeners import SMALL_OFFSET, write_ast, write_clap
+from listeners import SMALL_OFFSET, without_favourite, write_ast, write_clap
 from reference import seeded
 
 from thinksound.errors import InputError, MediaError
@@ -249,6 +251,23 @@ def test_a_pair_is_cut_to_the_shorter_and_said_when_far_apart(tmp_path, networks
 # --- pictures --------------------------------------------------------------------------------------
 
 
+def with_late_pictures(video: Path, sound: Path, target: Path) -> None:
+    """Both in one file, the sound from its beginning on, the pictures 0.32 s later."""
+    waveform, rate = soundfile.read(sound, dtype="float32")
+    samples = (np.clip(waveform, -1, 1) * 32_767).astype(np.int16).reshape(1, -1)
+    with av.open(video) as source, av.open(target, "w") as output:
+        pictures = output.add_stream_from_template(source.streams.video[0])
+        track = output.add_stream("pcm_s16le", rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        output.mux(track.encode(frame))
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                shift = round(Fraction("0.32") / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, pictures
+                output.mux(packet)
+
+
 def test_desync_takes_sound_and_picture_from_where_they_are(tmp_path, offset):
     """A WAV with a video of its name, and a video with its own sound, give what the network gives by hand."""
     (tmp_path / "made").mkdir()
@@ -260,16 +279,28 @@ def test_desync_takes_sound_and_picture_from_where_they_are(tmp_path, offset):
     render(tmp_path / "films" / "c.mp4", frames=125, size=size)
     write_sound(tmp_path / "made" / "c.wav", 6, seconds=3)
     write_sound(tmp_path / "made" / "d.wav", 7, seconds=5)
+    with_late_pictures(tmp_path / "films" / "a.mp4", tmp_path / "made" / "a.wav", tmp_path / "made" / "e.mkv")
+    # So that the answer about e depends on which part of its sound goes with the pictures.
+    frames = decode_video(tmp_path / "made" / "e.mkv").sync_frames
+    sound = read_sound(tmp_path / "made" / "e.mkv", 16_000, 180).waveform.mean(0)
+    offset = without_favourite(offset, frames, sound)
     clips, _ = find_clips(tmp_path / "made", videos=tmp_path / "films")
     evaluation = evaluate_clips(clips, ["desync"], Networks(offset=offset), silent)
     wanted = {}
-    for name, video, made in (("a", "films/a.mp4", "made/a.wav"), ("b", "made/b.mp4", "made/b.mp4")):
-        frames = decode_video(tmp_path / video).sync_frames
+    for name, video, made in (
+        ("a", "films/a.mp4", "made/a.wav"),
+        ("b", "made/b.mp4", "made/b.mp4"),
+        ("e", "made/e.mkv", "made/e.mkv"),
+    ):
+        decoded = decode_video(tmp_path / video)
         waveform = read_sound(tmp_path / made, 16_000, 180).waveform.mean(0)
-        wanted[name] = list(predict_offsets(offset, frames, waveform))
+        waveform = waveform[round(decoded.start_s * 16_000) :]
+        wanted[name] = list(predict_offsets(offset, decoded.sync_frames, waveform))
+    assert decoded.start_s == pytest.approx(0.32)
+    assert list(predict_offsets(offset, frames, sound)) != wanted["e"]
     assert {name: numbers["desync"] for name, numbers in evaluation.clips.items() if numbers} == wanted
     mean = np.mean(np.abs(list(wanted.values())))
-    assert evaluation.metrics == {"desync": {"value": pytest.approx(mean), "clips": 2}}
+    assert evaluation.metrics == {"desync": {"value": pytest.approx(mean), "clips": 3}}
     reasons = {each.name: each.reason for each in evaluation.skipped}
     assert reasons["c"] == "desync: 3.00 s of picture and sound; DeSync needs 4.8 s"
     assert reasons["d"].startswith("desync: ") and "no video of this name" in reasons["d"]

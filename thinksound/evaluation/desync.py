@@ -28,9 +28,9 @@ _SMALLEST = 1e-6  # added to every power before its logarithm
 _MEAN, _SPREAD = -4.2677393, 2 * 4.5689974
 
 
-def offset_grid(classes: int) -> Tensor:
+def offset_grid(classes: int) -> list[float]:
     """Seconds that each class stands for; above zero, the sound is early."""
-    return torch.linspace(-LARGEST_OFFSET_S, LARGEST_OFFSET_S, classes)
+    return [round(LARGEST_OFFSET_S * (2 * index / (classes - 1) - 1), 6) for index in range(classes)]
 
 
 @torch.inference_mode()
@@ -58,8 +58,9 @@ def predict_offsets(network: SynchformerOffset, sync_frames: Tensor, waveform: T
     logits = network(
         torch.stack([visual[end] for end in ends]), torch.stack([audio[end] for end in ends])
     )  # (2, 21)
-    first, last = offset_grid(logits.shape[-1])[logits.argmax(dim=-1).cpu()].tolist()
-    return first, last
+    grid = offset_grid(logits.shape[-1])
+    first, last = logits.argmax(dim=-1).tolist()
+    return grid[first], grid[last]
 
 
 def log_mel(segments: Tensor, bins: int, frames: int) -> Tensor:

@@ -35,8 +35,8 @@ def frechet_distance(generated: Tensor, reference: Tensor) -> float:
 
 def _centred(samples: Tensor) -> Tensor:
     """A matrix F ``(min(N, D), D)`` whose FᵀF is the covariance of ``samples (N, D)``."""
-    count, dim = samples.shape
+    count = len(samples)
     if count < 2:
         raise InputError(f"a Fréchet distance of {count} clip; at least 2 are needed on each side")
     centred = (samples - samples.mean(dim=0)) / (count - 1) ** 0.5
-    return torch.linalg.qr(centred, mode="r").R if count > dim else centred
+    return torch.linalg.qr(centred, mode="r").R
