@@ -22,7 +22,7 @@ class SpectralVAEOptions:
     betas: tuple[float, float] = (0.9, 0.99)
     kl_weight: float = 1e-4
     amplitude_weight: float = 10.0
-    side_weight: float = 0.1
+    side_weight: float = 1.0
     dtype: torch.dtype = torch.float32
 
 
