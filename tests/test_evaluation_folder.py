@@ -1,8 +1,11 @@
-"""The field's metrics on folders: pairing, what is skipped and why, the numbers."""
+"""The field's metrics on folders: pairing, what is skipped and why, the numbers; the command as a process."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -315,3 +318,54 @@ def test_results_are_written_whole_with_what_had_no_partner(tmp_path, networks):
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["metrics"]["kl"]["clips"] == 2 and content["networks"] == {"kl": "ast"}
     assert [each["name"] for each in content["skipped"]] == ["c"]
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def thinksound(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "thinksound", "evaluate", "folder", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+    )
+
+
+def test_the_command_writes_numbers_reasons_and_notes(tmp_path, weights):
+    made, true = folders(tmp_path)
+    (true / "c.wav").unlink()
+    (tmp_path / "table.csv").write_text("file,caption\na,a tone\nb,a hiss\n")
+    result = tmp_path / "results.json"
+    done = thinksound(
+        made, "--reference", true, "--captions", tmp_path / "table.csv", "-o", result, "--weights", weights
+    )
+    assert done.returncode == 0, done.stderr
+    content = json.loads(result.read_text())
+    assert list(content["metrics"]) == ["fd", "fd-clap", "kl", "is", "clap"]
+    assert content["metrics"]["clap"]["clips"] == 2 and set(content["clips"]) == {"a", "b"}
+    assert [entry["name"] for entry in content["skipped"]] == ["c"]
+    assert f"fd       value {content['metrics']['fd']['value']:.4f}  clips 2\n" in done.stdout
+    assert done.stdout.endswith(f"{result}\n")
+    assert "Skipped: c: " in done.stderr and "Note: fd of 2 clips: below 1000" in done.stderr
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path):
+    made, true = folders(tmp_path)
+    arguments = (made, "--reference", true, "--metrics", "kl,fd-clap", "-o", tmp_path / "r.json")
+    done = thinksound(*arguments, "--weights", tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "clap-htsat-unfused/: config.json, model.safetensors or pytorch_model.bin" in done.stderr
+    assert "ast-finetuned-audioset-10-10-0.4593/: config.json" in done.stderr
+    assert "MIT/ast-finetuned-audioset-10-10-0.4593 on the Hugging Face hub" in done.stderr
+    assert "run the same command with --download, or put them there by hand" in done.stderr
+    done = thinksound(*arguments, "--weights", tmp_path, "--download")
+    assert done.returncode == 1 and "HF_HUB_OFFLINE is set, and weights are missing" in done.stderr
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    made, _ = folders(tmp_path)
+    done = thinksound(made, "-o", tmp_path / "nowhere" / "r.json", "--weights", tmp_path)
+    assert done.returncode == 1 and "the folder" in done.stderr and "does not exist" in done.stderr

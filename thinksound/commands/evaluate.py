@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.rows import table_rows
+from . import evaluate_folder
 from .arguments import add_model, add_weights_dir, number, part
 from .progress import Bars
 
@@ -27,6 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_made(actions)
+    evaluate_folder.add_parser(actions)
     _add_judges(actions)
 
 
