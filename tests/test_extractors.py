@@ -32,7 +32,10 @@ from torch import Tensor
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel, ClapModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+from thinksound.checkpoints.checksums import verify
+from thinksound.checkpoints.convert import convert
 from thinksound.checkpoints.load import load_synchformer_offset
+from thinksound.checkpoints.locate import missing
 from thinksound.config import OffsetConfig
 from thinksound.errors import MediaError, WeightsError
 from thinksound.evaluation.clap import Clap, load_clap
@@ -173,6 +176,23 @@ def test_less_than_fourteen_segments_are_refused(pictures_s, sound_s):
     frames, sound = clip_of(6.0)
     with pytest.raises(MediaError, match=r"DeSync needs 4\.8 s"):
         predict_offsets(small_offset(), frames[: round(25 * pictures_s)], sound[: round(RATE * sound_s)])
+
+
+def test_the_converted_half_does_not_stand_for_the_whole(tmp_path):
+    write_synchformer(tmp_path)
+    convert(tmp_path, ["synchformer"], {})
+    assert missing(tmp_path, ["synchformer", "synchformer_offset"]) == []
+    (tmp_path / SYNCHFORMER).unlink()
+    assert [file.key for file in missing(tmp_path, ["synchformer", "synchformer_offset"])] == [
+        "synchformer_offset"
+    ]
+    with pytest.raises(WeightsError, match=f"weights are missing in .*\n  {SYNCHFORMER}, from FunAudioLLM"):
+        load_synchformer_offset(tmp_path, "synchformer_offset", SMALL_OFFSET, torch.float32)
+
+
+def test_the_file_of_two_networks_is_verified_once(tmp_path):
+    write_synchformer(tmp_path)
+    assert [row.path for row in verify(tmp_path)].count(tmp_path / SYNCHFORMER) == 1
 
 
 # --- networks of the transformers library ----------------------------------------------------------
