@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import __version__
-from .commands import evaluate, prepare
+from .commands import evaluate, prepare, train
 from .commands.arguments import add_model, add_weights_dir, number
 from .commands.progress import Bars
 from .errors import InputError, ThinkSoundError
@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_make_data(commands)
     prepare.add_parser(commands)
+    train.add_parser(commands)
     evaluate.add_parser(commands)
     return parser
 

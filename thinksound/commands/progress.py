@@ -14,6 +14,7 @@ STAGES = {
     "synchformer": "Synchformer",
     "sample": "Sampling",
     "clips": "Clips",
+    "train": "Training",
 }
 
 
@@ -30,7 +31,7 @@ class Bars:
         from tqdm import tqdm
 
         if stage not in self._bars:
-            form = "{l_bar}{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+            form = "{l_bar}{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
             label = f"{STAGES.get(stage, stage):<18}"
             self._bars[stage] = tqdm(desc=label, total=total, bar_format=form, disable=None)
         bar = self._bars[stage]
@@ -38,6 +39,11 @@ class Bars:
         bar.update(done - bar.n)
         if done >= total:
             bar.close()
+
+    def note(self, stage: str, text: str) -> None:
+        """Show a text beside the bar of a stage that has begun."""
+        if stage in self._bars:
+            self._bars[stage].set_postfix_str(text)
 
     def close(self) -> None:
         for bar in self._bars.values():

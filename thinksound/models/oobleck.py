@@ -179,9 +179,6 @@ class Decoder(nn.Module):
 class AudioVAE(nn.Module):
     """Encoder, Gaussian bottleneck, decoder."""
 
-    encoder: nn.Module
-    decoder: nn.Module
-
     def __init__(self, config: OobleckConfig) -> None:
         super().__init__()
         self.config = config

@@ -79,6 +79,9 @@ class SpectrogramDecoder(nn.Module):
 class SpectrogramVAE(AudioVAE):
     """Encoder, Gaussian bottleneck, decoder."""
 
+    encoder: SpectrogramEncoder  # type: ignore[assignment]
+    decoder: SpectrogramDecoder  # type: ignore[assignment]
+
     def __init__(self, config: SpectrogramVAEConfig) -> None:
         nn.Module.__init__(self)
         self.spectrum = config.spectrum

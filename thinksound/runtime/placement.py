@@ -35,6 +35,11 @@ _OUT_OF_MEMORY = {
     "CUBLAS_STATUS_ALLOC_FAILED": "out of GPU memory",
     "CUDNN_STATUS_ALLOC_FAILED": "out of GPU memory",
 }
+# What to try when memory runs out in a request.
+_ADVICE = (
+    "a shorter duration, offloading (--offload, THINKSOUND_OFFLOAD=1), a smaller number format "
+    "(--dtype bfloat16), or a second GPU (--device cuda:0,cuda:1)"
+)
 # Beside the weights: activations of a one-minute request and CUDA's own context.
 WORKING_BYTES = 3 * 2**30
 
@@ -232,7 +237,7 @@ class Placement:
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(advice: str = _ADVICE) -> Iterator[None]:
     """Turn running out of memory into a message that says what to try; the memory is given back."""
     import torch
 
@@ -251,7 +256,4 @@ def memory_errors() -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    raise PlacementError(
-        f"{message}; try a shorter duration, offloading (--offload, THINKSOUND_OFFLOAD=1), a smaller number "
-        "format (--dtype bfloat16), or a second GPU (--device cuda:0,cuda:1)"
-    )
+    raise PlacementError(f"{message}; try {advice}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -272,7 +272,7 @@ def calm(network: nn.Module) -> None:
     """Let residual branches start small, so that what the patches say is not drowned at once."""
     for name, parameter in network.named_parameters():
         if name.endswith(_BRANCH_ENDS):
-            parameter *= 0.1
+            parameter.mul_(0.1)
 
 
 _BRANCH_ENDS = ("out_proj.weight", "fc2.weight")
@@ -287,5 +287,8 @@ def _optimizer(networks: Sequence[nn.Module], options: PretrainingOptions) -> to
     named = [item for network in networks for item in network.named_parameters()]
     slow = [p for name, p in named if "patch_embed" in name]
     fast = [p for name, p in named if "patch_embed" not in name]
-    groups = [{"params": fast}, {"params": slow, "lr": options.learning_rate * PATCH_RATE}]
+    groups: list[dict[str, Any]] = [
+        {"params": fast},
+        {"params": slow, "lr": options.learning_rate * PATCH_RATE},
+    ]
     return torch.optim.AdamW(groups, options.learning_rate, options.betas, weight_decay=options.weight_decay)

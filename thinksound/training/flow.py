@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
 from ..models.mmdit import MMDiT
 from ..models.oobleck import AudioVAE
 from .loop import Learner, Update, autocast
+from .processes import mean_over_processes
 from .shards import Batch, PreparedClips
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_VIDEO = torch.tensor([True, True, False, False])  # the conditions that come from pictures
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,10 @@ class FlowOptions:
     """The recipe; rates, betas and dropout are those of the published training."""
 
     batch: int = 8  # clips per step and process
+    parts: int = 1  # of the batch, computed one after the other: less memory, the same result
     learning_rate: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-2
+    weight_decay: float = 1e-4
     drop_one: float = 0.2  # chance of each condition to be absent, on its own
     drop_all: float = 0.1  # chance of all to be absent at once: the unconditional half of guidance
     dtype: torch.dtype = torch.float32
@@ -41,6 +46,10 @@ class FlowOptions:
                 raise InputError(f"{name} {getattr(self, name)}: give 0 to less than 1")
         if self.batch < 1:
             raise InputError(f"batch {self.batch}: give 1 or more")
+        if not 1 <= self.parts <= self.batch:
+            raise InputError(f"parts {self.parts}: give 1 to {self.batch}, the clips of a process's step")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate {self.learning_rate}: give more than 0")
 
 
 def epoch_order(count: int, seed: int, start: int, length: int) -> list[int]:
@@ -60,10 +69,23 @@ def noisy(latents: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor
     return t * noise + (1 - t) * latents, noise - latents
 
 
+def draw_times(count: int, generator: torch.Generator) -> Tensor:
+    """Flow times ``(count,)``, logit-normal: most of them in the middle, where the velocity is hardest."""
+    return torch.sigmoid(torch.randn(count, generator=generator))
+
+
+def draw_dropped(count: int, options: FlowOptions, generator: torch.Generator) -> Tensor:
+    """Which conditions are taken from each clip, ``(count, 4)`` bool in `MMDiT.project`'s order."""
+    one = torch.rand(count, len(_VIDEO), generator=generator) < options.drop_one
+    everything = torch.rand(count, 1, generator=generator) < options.drop_all
+    return one | everything
+
+
 class FlowLearner(Learner):
-    """The transformer."""
+    """The transformer; of its parameters those that require a gradient."""
 
     averaged = ("dit",)
+    shares_draws = True
 
     def __init__(
         self,
@@ -86,18 +108,41 @@ class FlowLearner(Learner):
             {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        self.optimizers = {"dit": torch.optim.AdamW(groups, options.learning_rate, options.betas)}
+        self.optimizers = {
+            "dit": torch.optim.AdamW(
+                groups,
+                options.learning_rate,
+                options.betas,
+                # One pass over the parameters, without a copy of them all on the way.
+                fused=True if self.device.type == "cuda" else None,
+            )
+        }
 
     def train_step(self, step: int, generator: torch.Generator, update: Update) -> dict[str, float]:
-        size = self.options.batch
-        first = (step * self.processes + self.rank) * size
-        batch = self._to_device(self.clips.batch(epoch_order(len(self.clips), self.seed, first, size)))
-        latents = self._latents(batch, generator)
-        noise = torch.randn(latents.shape, generator=generator).to(self.device)
-        times = torch.sigmoid(torch.randn(size, generator=generator)).to(self.device)
-        features = self._features(batch, self._absent(batch, generator))
-        loss = self._loss(self.network, features, latents, noise, times)
-        return {"loss": loss.item(), "gradient": update(loss, self.optimizers["dit"])}
+        size, rank = self.options.batch, self.rank
+        everyone, own = size * self.processes, slice(rank * size, (rank + 1) * size)
+        latent_shape = (everyone, *self.clips.layout.shapes["latent_mean"])
+        # One draw for the clips of all processes: which of them computes a clip changes nothing.
+        latent_noise = torch.randn(latent_shape, generator=generator)[own]
+        noise = torch.randn(latent_shape, generator=generator)[own]
+        times = draw_times(everyone, generator)[own]
+        dropped = draw_dropped(everyone, self.options, generator)[own]
+        chosen = epoch_order(len(self.clips), self.seed, step * everyone + rank * size, size)
+
+        optimizer = self.optimizers["dit"]
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for part in torch.arange(size).chunk(self.options.parts):
+            batch = to_device(self.clips.batch([chosen[place] for place in part]), self.device)
+            latents = self._latents(batch, latent_noise[part])
+            features = given_features(self.network, batch, dropped[part].to(self.device))
+            loss = self._loss(
+                self.network, features, latents, noise[part].to(self.device), times[part].to(self.device)
+            )
+            loss = loss * (len(part) / size)
+            loss.backward()
+            total += loss.item()
+        return {"loss": total, "gradient": update.step(optimizer)}
 
     @torch.no_grad()
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
@@ -107,18 +152,24 @@ class FlowLearner(Learner):
         network = networks["dit"]
         assert isinstance(network, MMDiT)
         generator = torch.Generator().manual_seed(0)
-        total, count = 0.0, 0
-        for start in range(0, len(self.validation), self.options.batch):
-            chosen = range(start, min(start + self.options.batch, len(self.validation)))
-            batch = self._to_device(self.validation.batch(list(chosen)))
-            latents = self._latents(batch, generator)
-            noise = torch.randn(latents.shape, generator=generator).to(self.device)
-            given = self._features(batch, (~batch.has_video[:, None]).repeat(1, 4) & _VIDEO.to(self.device))
+        total, count, size = 0.0, 0, self.options.batch
+        for start in range(0, len(self.validation), size * self.processes):
+            everyone = range(start, min(start + size * self.processes, len(self.validation)))
+            latent_shape = (len(everyone), *self.validation.layout.shapes["latent_mean"])
+            own = slice(self.rank * size, (self.rank + 1) * size)
+            latent_noise = torch.randn(latent_shape, generator=generator)[own]
+            noise = torch.randn(latent_shape, generator=generator)[own].to(self.device)
+            if not len(noise):
+                continue  # the last clips are others'
+            batch = to_device(self.validation.batch(everyone[own]), self.device)
+            latents = self._latents(batch, latent_noise)
+            features = given_features(network, batch)
             for time in VALIDATION_TIMES:
                 times = torch.full((len(latents),), time, device=self.device)
-                total += self._loss(network, given, latents, noise, times).item() * len(latents)
+                total += self._loss(network, features, latents, noise, times).item() * len(latents)
             count += len(latents)
-        return {"loss": total / count / len(VALIDATION_TIMES)}
+        means = mean_over_processes({"total": total, "count": count})
+        return {"loss": means["total"] / means["count"] / len(VALIDATION_TIMES)}
 
     def _loss(
         self,
@@ -133,33 +184,45 @@ class FlowLearner(Learner):
             found = network(state, times, network.project(*features, latents.shape[-1]))
         return F.mse_loss(found.float(), velocity)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        return Batch(**{field.name: getattr(batch, field.name).to(self.device) for field in fields(Batch)})
-
-    def _latents(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(batch.latent_mean.shape, generator=generator).to(self.device)
-        latents, _ = AudioVAE.sample(batch.latent_mean, batch.latent_scale, noise)
+    def _latents(self, batch: Batch, noise: Tensor) -> Tensor:
+        latents, _ = AudioVAE.sample(batch.latent_mean, batch.latent_scale, noise.to(self.device))
         return latents
 
-    def _absent(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Which conditions each clip goes without, ``(B, 4)`` bool in `project`'s order."""
-        size = len(batch.has_video)
-        one = torch.rand(size, 4, generator=generator) < self.options.drop_one
-        everything = torch.rand(size, 1, generator=generator) < self.options.drop_all
-        return (one | everything).to(self.device) | (~batch.has_video[:, None] & _VIDEO.to(self.device))
 
-    def _features(self, batch: Batch, absent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four conditions, the learned empty ones in place of those that are absent."""
-        given = (batch.clip_features, batch.sync_features, batch.text_features, batch.t5_features)
-        empty = self.network.empty_features(given[0].shape[1], given[1].shape[1])
-        clip, sync, text, t5 = (
-            torch.where(absent[:, place, None, None], nothing, something)
-            for place, (something, nothing) in enumerate(zip(given, empty, strict=True))
-        )
-        return clip, sync, text, t5
+def given_features(
+    network: MMDiT, batch: Batch, dropped: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The conditions of clips in `MMDiT.project`'s order, the network's empty ones for those that lack.
+
+    Args:
+        network: whose learned empty features are used.
+        batch: on the network's device.
+        dropped: ``(B, 4)`` bool, conditions that are taken away besides the pictures of clips without any.
+    """
+    given = (batch.clip_features, batch.sync_features, batch.text_features, batch.t5_features)
+    absent = ~batch.has_video[:, None] & _VIDEO.to(batch.has_video.device)
+    if dropped is not None:
+        absent = absent | dropped
+    empty = network.empty_features(given[0].shape[1], given[1].shape[1])
+    clip, sync, text, t5 = (
+        torch.where(absent[:, place, None, None], nothing, something)
+        for place, (something, nothing) in enumerate(zip(given, empty, strict=True))
+    )
+    return clip, sync, text, t5
 
 
-_VIDEO = torch.tensor([True, True, False, False])  # the conditions that come from pictures
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(**{field.name: getattr(batch, field.name).to(device) for field in fields(Batch)})
+
+
+def recompute_blocks(network: MMDiT) -> None:
+    """Keep only what enters a block and compute the rest again in the backward pass.
+
+    A third more time, a fraction of the memory; the result is the same. To be called before averages
+    are made of the network.
+    """
+    for block in (*network.joint_blocks, *network.fused_blocks):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def initialise_mmdit(network: MMDiT, seed: int) -> None:

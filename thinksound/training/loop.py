@@ -1,36 +1,49 @@
 """The training loop: schedules, averages, logs, and checkpoints that resume bit-exactly.
 
 What a step does depends on the weights, the optimizer and the step's number alone: its random numbers
-come from ``step_generator(seed, step, rank)``, so a run that was killed goes on as if it had not been.
+come from ``step_generator``, so a run that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
+import os
+import pickle
+import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..media.files import whole_file
+from .log import RunLog
+from .processes import (
+    average_over_processes,
+    copy_from_first,
+    mean_over_processes,
+    own_rank,
+    same_everywhere,
+)
 
 CHECKPOINT = "checkpoint.pt"
-LOG = "log.csv"
+Network = TypeVar("Network", bound=nn.Module)
+SAMPLES = "samples"
 
 # Called as progress(stage, done, total) while training runs.
 Progress = Callable[[str, int, int], None]
+# Called as report(step, kind, row) with what is logged.
+Report = Callable[[int, str, Mapping[str, float]], None]
+# Writes something made with the networks, averaged where they are averaged, into a folder.
+Writer = Callable[[Mapping[str, nn.Module], Path], None]
 
 
 @dataclass(frozen=True)
@@ -46,13 +59,27 @@ class LoopOptions:
     log_every: int = 20
     validate_every: int = 500
     save_every: int = 500
+    sample_every: int = 0  # steps between what can be heard or looked at; 0 is never
+    keep: bool = False  # every checkpoint, under its step's number
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "validate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: give 1 or more")
+        for name, least in (
+            ("steps", 1),
+            ("seed", 0),
+            ("warmup", 0),
+            ("log_every", 1),
+            ("validate_every", 1),
+            ("save_every", 1),
+            ("sample_every", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} {getattr(self, name)}: give {least} or more")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay {self.ema_decay}: give 0 to less than 1")
+        if not 0 <= self.final_rate <= 1:
+            raise InputError(f"final_rate {self.final_rate}: give 0 to 1")
+        if not self.clip_norm > 0:
+            raise InputError(f"clip_norm {self.clip_norm}: give more than 0")
 
     def rate_factor(self, step: int) -> float:
         """The learning rate's factor at a step: linear warm-up, then a cosine down to ``final_rate``."""
@@ -62,12 +89,12 @@ class LoopOptions:
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """Random numbers of one step of one process, on the CPU."""
+    """Random numbers of one step, on the CPU; processes of different rank draw different ones."""
     words = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], Network], seed: int) -> Network:
     """A module whose initial values are drawn from ``seed``, leaving the global generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -87,6 +114,9 @@ class Learner(ABC):
     networks: dict[str, nn.Module]  # saved in the checkpoint
     averaged: tuple[str, ...]  # those whose averaged weights are what is used in the end
     optimizers: dict[str, torch.optim.Optimizer]
+    # All processes get the same generator and take their share of what it gives, so that their number
+    # changes nothing; otherwise each draws its own numbers.
+    shares_draws = False
 
     @abstractmethod
     def train_step(self, step: int, generator: torch.Generator, update: Update) -> dict[str, float]:
@@ -105,27 +135,18 @@ class Update:
 
     def __call__(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
         """Returns the norm of the gradient before clipping."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        average_over_processes(gradients)
+        return self.step(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> float:
+        """The same where the gradients are there already."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        average_over_processes(p.grad for p in parameters if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(parameters, self._clip_norm)
         if torch.isfinite(norm):  # a step with an overflow changes nothing
             optimizer.step()
         return norm.item()
-
-
-def average_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place; alone, nothing happens."""
-    if not dist.is_initialized():
-        return
-    tensors = list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> Any:
@@ -136,41 +157,86 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Any:
 class Trainer:
     """Runs a learner's steps and keeps everything needed to go on in its folder."""
 
-    def __init__(self, learner: Learner, options: LoopOptions, folder: Path | str) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        options: LoopOptions,
+        folder: Path | str,
+        tensorboard: bool = False,
+        write_samples: Writer | None = None,
+        write_beside: Writer | None = None,
+    ) -> None:
+        """
+        Args:
+            learner: what is trained.
+            options: how long, how fast, how often.
+            folder: of the run, made if missing.
+            tensorboard: log in TensorBoard's format as well.
+            write_samples: called every ``options.sample_every`` steps, by one process.
+            write_beside: called with the run's folder after each checkpoint, by one process.
+        """
         self.learner = learner
         self.options = options
         self.folder = Path(folder)
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.rank = own_rank()
         self.step = 0
-        self.averages = {name: deepcopy(learner.networks[name]) for name in learner.averaged}
-        for network in self.averages.values():
-            network.requires_grad_(False)
+        for network in learner.networks.values():
+            copy_from_first(p.data for p in network.parameters() if p.requires_grad)
+        self.averages = {name: _average_of(learner.networks[name]) for name in learner.averaged}
         self._rates = {
             name: [group["lr"] for group in optimizer.param_groups]
             for name, optimizer in learner.optimizers.items()
         }
+        self._write_samples, self._write_beside = write_samples, write_beside
+        self._log = RunLog(self.folder, tensorboard) if self.rank == 0 else None
 
-    def run(self, progress: Progress | None = None, stage: str = "train") -> None:
-        """Train from the checkpoint in the folder, or from the start, to the last step."""
+    def run(
+        self, progress: Progress | None = None, stage: str = "train", report: Report | None = None
+    ) -> int:
+        """Train from the checkpoint in the folder, or from the start, to the last step.
+
+        Returns:
+            How many steps that took.
+        """
         options = self.options
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
+        if self._log:
+            self._log.begin(self.step)
         start, since = time.perf_counter(), self.step
         sums: dict[str, list[float]] = {}
+
+        def log(kind: str, row: Mapping[str, float]) -> None:
+            if self._log and row:
+                self._log.write(self.step, kind, row)
+                if report:
+                    report(self.step, kind, row)
+
         while self.step < options.steps:
             for key, value in self._one_step().items():
                 sums.setdefault(key, []).append(value)
-            if self.step % options.log_every == 0 or self.step == options.steps:
-                seconds = (time.perf_counter() - start) / (self.step - since)
+            if self._is_due(options.log_every):
                 row = {key: sum(values) / len(values) for key, values in sums.items()}
-                self._log("train", row | {"seconds_per_step": seconds})
+                seconds = (time.perf_counter() - start) / (self.step - since)
+                means = mean_over_processes(row)
+                log("train", means | {"seconds_per_step": seconds})
                 sums.clear()
-            if self.step % options.validate_every == 0 or self.step == options.steps:
-                self._log("validation", self.learner.validate(self.best_networks()))
-            if self.step % options.save_every == 0 or self.step == options.steps:
+            if self._is_due(options.validate_every):
+                log("validation", self.learner.validate(self.best_networks()))
+            if options.sample_every and self._is_due(options.sample_every):
+                self._sample()
+            if self._is_due(options.save_every):
                 self.save()
             if progress:
                 progress(stage, self.step, options.steps)
+        return self.step - since
+
+    def _sample(self) -> None:
+        if self._write_samples and self.rank == 0:
+            self._write_samples(self.best_networks(), self.folder / SAMPLES / f"{self.step:08d}")
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.options.steps
 
     def best_networks(self) -> dict[str, nn.Module]:
         """The learner's networks, averaged where they are averaged."""
@@ -181,7 +247,8 @@ class Trainer:
         for name, optimizer in self.learner.optimizers.items():
             for group, rate in zip(optimizer.param_groups, self._rates[name], strict=True):
                 group["lr"] = rate * factor
-        generator = step_generator(self.options.seed, self.step, self.rank)
+        rank = 0 if self.learner.shares_draws else self.rank
+        generator = step_generator(self.options.seed, self.step, rank)
         row = self.learner.train_step(self.step, generator, Update(self.options.clip_norm))
         self.step += 1
         self._average()
@@ -195,18 +262,8 @@ class Trainer:
             for mean, value in zip(
                 average.parameters(), self.learner.networks[name].parameters(), strict=True
             ):
-                mean.lerp_(value.to(mean.dtype), 1 - decay)
-
-    def _log(self, kind: str, row: Mapping[str, float]) -> None:
-        if self.rank or not row:
-            return
-        file = self.folder / LOG
-        new = not file.exists()
-        with file.open("a", newline="") as stream:
-            writer = csv.writer(stream)
-            if new:
-                writer.writerow(["step", "kind", "name", "value"])
-            writer.writerows([self.step, kind, name, f"{value:.6g}"] for name, value in row.items())
+                if value.requires_grad:  # the others are shared
+                    mean.lerp_(value.to(mean.dtype), 1 - decay)
 
     def save(self) -> None:
         """Write everything that the next step depends on, whole or not at all."""
@@ -215,51 +272,112 @@ class Trainer:
         learner = self.learner
         state = {
             "step": self.step,
-            "options": json.dumps(asdict(self.options)),
-            "networks": {name: network.state_dict() for name, network in learner.networks.items()},
-            "averages": {name: network.state_dict() for name, network in self.averages.items()},
+            "networks": {
+                name: _trained(network, network.state_dict()) for name, network in learner.networks.items()
+            },
+            "averages": {
+                name: _trained(learner.networks[name], network.state_dict())
+                for name, network in self.averages.items()
+            },
             "optimizers": {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()},
         }
-        with whole_file(self.folder / CHECKPOINT) as temporary:
+        file = self.folder / CHECKPOINT
+        with whole_file(file) as temporary:
             torch.save(state, temporary)
+        if self.options.keep:
+            _keep(file, file.with_stem(f"{file.stem}-{self.step:08d}"))
+        if self._write_beside:
+            self._write_beside(self.best_networks(), self.folder)
 
     def resume(self) -> None:
         """Take up the folder's checkpoint, if there is one.
 
         Raises:
-            InputError: it was made by another kind of run.
+            InputError: it was made by another kind of run, or not every process sees it.
         """
         file = self.folder / CHECKPOINT
-        if not file.exists():
+        state: dict[str, Any] = read_checkpoint(file) if file.exists() else {"step": 0}
+        if not same_everywhere(state["step"]):
+            raise InputError(
+                f"{file}: not every process sees the same checkpoint; give a folder that all machines share"
+            )
+        if not state["step"]:
             return
-        state = torch.load(file, map_location="cpu", weights_only=True)
         learner = self.learner
         if set(state["networks"]) != set(learner.networks):
             raise InputError(
                 f"{file}: holds {', '.join(state['networks'])}, this run trains "
                 f"{', '.join(learner.networks)}; give another folder"
             )
-        try:
-            for name, network in learner.networks.items():
-                network.load_state_dict(state["networks"][name])
-            for name, network in self.averages.items():
-                network.load_state_dict(state["averages"][name])
-        except RuntimeError as error:
-            raise InputError(
-                f"{file}: made with other network sizes ({str(error).splitlines()[1].strip()}); "
-                "give another folder or the preset that it was made with"
-            ) from error
+        for name, network in learner.networks.items():
+            load_trained(network, _trained(network, network.state_dict()), state["networks"][name], file)
+        for name, network in self.averages.items():
+            trained = _trained(learner.networks[name], network.state_dict())
+            load_trained(network, trained, state["averages"][name], file)
         for name, optimizer in learner.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            for values in optimizer.state.values():  # on a CPU they still are the mapped file
+                values.update({key: value.clone() for key, value in values.items()})
         self.step = state["step"]
-        self._forget_after(self.step)
 
-    def _forget_after(self, step: int) -> None:
-        """Drop rows of the log that the resumed steps will write again."""
-        file = self.folder / LOG
-        if self.rank or not file.exists():
-            return
-        header, *rows = file.read_text().splitlines()
-        kept = [row for row in rows if int(row.split(",", 1)[0]) <= step]
-        with whole_file(file) as temporary:
-            temporary.write_text("\n".join([header, *kept]) + "\n")
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint's state, mapped from the file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{file}: cannot be read ({str(error).partition(chr(10))[0]}); put an older one in its place, or "
+            "delete it to start anew"
+        ) from error
+    return state
+
+
+def load_trained(
+    network: nn.Module, trained: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path
+) -> None:
+    """Put ``stored`` values into those of a network's that were ``trained``.
+
+    Raises:
+        InputError: names or sizes differ.
+    """
+    wrong = next(
+        (
+            name
+            for name in {**trained, **stored}
+            if name not in trained or name not in stored or trained[name].shape != stored[name].shape
+        ),
+        None,
+    )
+    if wrong is not None:
+        raise InputError(
+            f"{file}: made with other network sizes (see {wrong}); give another folder, or the options "
+            "that it was made with"
+        )
+    network.load_state_dict(stored, strict=False)
+
+
+def _average_of(network: nn.Module) -> nn.Module:
+    """A copy for the averaged weights; what is not trained is shared."""
+    frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
+    average = deepcopy(network, frozen)
+    return average.requires_grad_(False)
+
+
+def _trained(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a state, what training changes; the rest is that of the start."""
+    frozen = {name for name, p in network.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in state.items() if name not in frozen}
+
+
+def _keep(file: Path, copy: Path) -> None:
+    copy.unlink(missing_ok=True)
+    try:
+        os.link(file, copy)
+    except OSError:  # a file system without links
+        with whole_file(copy) as temporary:
+            shutil.copyfile(file, temporary)

@@ -1,0 +1,173 @@
+"""From a run to weights that every command takes: one file per network, in a folder of weight files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..checkpoints import checksums
+from ..checkpoints.convert import write_safetensors
+from ..checkpoints.load import fill
+from ..checkpoints.locate import describe_missing, is_complete, missing, read_metadata
+from ..checkpoints.registry import WeightFile, weight_file
+from ..errors import InputError, OutputError
+from ..media.files import make_folder, whole_file
+from ..models.mmdit import MMDiT
+from ..models.oobleck import AudioVAE
+from ..models.spectrogram_vae import SpectrogramVAE, build_vae
+from ..presets import Preset, get_preset
+from .loop import CHECKPOINT, read_checkpoint, trainable
+from .lora import ADAPTER, check_peft, merge_adapter
+from .record import read_run
+from .runs import Start, start_dit
+from .sounds import FolderSounds
+from .spectral_vae import standardise_spectrogram_vae
+from .vae import Sounds, standardise
+
+_MADE_BY = "thinksound train"
+_EXCERPTS = 256  # over which the deviation of latents is taken
+
+
+def export_run(
+    run: Path,
+    output: Path,
+    weights: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    averaged: bool = True,
+    standardised: bool = False,
+) -> list[str]:
+    """Write the network that a run has trained.
+
+    Args:
+        run: its folder.
+        output: a folder of weight files for ``--weights``, made if missing; the preset's other networks
+            are linked there.
+        weights: where those are; None is where the run had them.
+        dtype: of the file.
+        averaged: the averaged weights, else those of the last step.
+        standardised: of a VAE: its latents get deviation one over sounds of the run, for a transformer that
+            will be trained on them from scratch.
+
+    Returns:
+        The file, and sentences that the user should read.
+
+    Raises:
+        InputError: the folder holds no run, or one without a checkpoint.
+        OutputError: ``output`` holds weights of this network that were not trained here.
+    """
+    record = read_run(run)
+    options, source = record["options"], weights or Path(record["other"]["weights folder"])
+    preset, kind = get_preset(options["preset"]), options["command"]
+    if not (run / CHECKPOINT).is_file():
+        raise InputError(f"{run}: there is no checkpoint yet; train it longer, or save more often")
+    if options.get("rank") is not None:
+        if not averaged:
+            raise InputError(f"{run}: of an adapter only the averaged weights are kept; export those")
+        return merge(run / ADAPTER, output, preset.name, Start(options["from"], source), dtype)
+    state = read_checkpoint(run / CHECKPOINT)
+    with torch.device("meta"):
+        network: nn.Module = MMDiT(preset.mmdit) if kind == "dit" else build_vae(preset.vae)
+    fill(network, state["averages" if averaged else "networks"][kind], run / CHECKPOINT, torch.float32)
+    if standardised:
+        if not isinstance(network, AudioVAE):
+            raise InputError(f"{run}: trained the transformer; standardising is for the latents of a VAE")
+        trainable(network)  # writable
+        sounds = FolderSounds(Path(record["other"]["data folder"]), preset.vae.sample_rate)
+        deviation = _deviation(network, sounds, options["excerpt"] * preset.vae.hop)
+        if isinstance(network, SpectrogramVAE):
+            standardise_spectrogram_vae(network, deviation)
+        else:
+            standardise(network, deviation)
+    return _write(network, preset, kind, output, source, dtype, options["from"], state["step"])
+
+
+@torch.no_grad()
+def _deviation(vae: AudioVAE, sounds: Sounds, samples: int) -> Tensor:
+    """Standard deviation of each latent channel over excerpts of sounds, ``(C,)``."""
+    generator = torch.Generator().manual_seed(0)
+    excerpts = sounds.batch(_EXCERPTS, samples, generator)
+    return torch.cat([vae.encode(part)[0] for part in excerpts.split(8)]).std(dim=(0, 2))
+
+
+def merge(
+    adapter: Path, output: Path, preset: str, start: Start, dtype: torch.dtype = torch.float32
+) -> list[str]:
+    """Write the transformer with an adapter merged into it; see `export_run`.
+
+    Args:
+        adapter: a folder in peft's format.
+        output: as there.
+        preset: of the network.
+        start: the weights that the adapter was trained on.
+        dtype: of the file.
+    """
+    check_peft()
+    chosen = get_preset(preset)
+    network = start_dit(start, chosen, 0, torch.float32)
+    trainable(network)  # writable
+    merge_adapter(network, adapter)
+    return _write(network, chosen, "dit", output, start.folder, dtype, start.source)
+
+
+def _write(
+    network: nn.Module,
+    preset: Preset,
+    kind: str,
+    output: Path,
+    source: Path,
+    dtype: torch.dtype,
+    start: str,
+    step: int | None = None,
+) -> list[str]:
+    file = weight_file(preset.weights[kind])
+    path = output / (file.path if file.bundled else file.converted_path)
+    _check_free(output, file)
+    make_folder(path.parent)
+    metadata = {
+        "format": "pt",
+        "dtype": str(dtype).removeprefix("torch."),
+        "source": f"{_MADE_BY} {kind} {__version__}, from {start}",
+    }
+    if step is not None:
+        metadata["steps"] = str(step)
+    with whole_file(path) as temporary:
+        write_safetensors(temporary, network.state_dict(), dtype, metadata, file.key)
+    if file.bundled:
+        checksums.seal(path.parent)
+    else:
+        checksums.record_sha256(output, path, checksums.file_sha256(path))
+    notes = [str(path)]
+    if start != "scratch" and not file.bundled:
+        notes.append(f"derived from published weights, whose licence holds: {file.licence}")
+    return notes + _link_others(preset, kind, source, output)
+
+
+def _check_free(output: Path, file: WeightFile) -> None:
+    """Refuse to replace, or to hide, what was not trained here."""
+    for path in (output / file.path, output / file.converted_path):
+        if is_complete(file, path):
+            ours = path.suffix == ".safetensors" and read_metadata(path).get("source", "")
+            if not (ours and ours.startswith(_MADE_BY)):
+                raise OutputError(
+                    f"{output}: holds other weights of this network ({path.relative_to(output)}); "
+                    "give a new folder"
+                )
+
+
+def _link_others(preset: Preset, kind: str, source: Path, output: Path) -> list[str]:
+    """Make the preset's other networks available in ``output``; returns what could not be done."""
+    keys = [key for network, key in preset.weights.items() if network != kind]
+    for file in missing(output, keys):
+        for name in (file.path, file.converted_path):
+            there, here = (source / name).absolute(), output / name
+            if is_complete(file, there) and not here.exists():
+                make_folder(here.parent)
+                try:
+                    here.symlink_to(there, target_is_directory=there.is_dir())
+                except OSError as error:
+                    return [f"{here}: cannot be linked ({error.strerror}); copy {there} there"]
+    absent = missing(output, keys)
+    return [describe_missing(output, absent)] if absent else []

@@ -1,0 +1,79 @@
+"""What a run logs: one CSV file, and TensorBoard's files where they are wanted."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..media.files import whole_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOG = "log.csv"
+TENSORBOARD = "tensorboard"
+_HEADER = ["step", "kind", "name", "value"]
+
+
+class RunLog:
+    """Values by step, kind ("train" or "validation") and name.
+
+    Args:
+        folder: of the run.
+        tensorboard: also write the folder's ``tensorboard``.
+
+    Raises:
+        InputError: TensorBoard's package is not installed.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
+        self._folder = folder
+        self._tensorboard = tensorboard
+        self._writer: SummaryWriter | None = None
+        if tensorboard:
+            check_tensorboard()
+
+    def begin(self, step: int) -> None:
+        """Go on after ``step``: what was logged later will be logged again, so it is dropped."""
+        file = self._folder / LOG
+        if file.exists():
+            rows = list(csv.reader(io.StringIO(file.read_text())))[1:]
+            # A process that was killed may have left half a row.
+            kept = [row for row in rows if len(row) == len(_HEADER) and int(row[0]) <= step]
+            with whole_file(file) as temporary, temporary.open("w", newline="") as stream:
+                csv.writer(stream).writerows([_HEADER, *kept])
+        if self._tensorboard:
+            self._writer = check_tensorboard()(str(self._folder / TENSORBOARD), purge_step=step + 1)
+
+    def write(self, step: int, kind: str, row: Mapping[str, float]) -> None:
+        file = self._folder / LOG
+        lines = io.StringIO()
+        writer = csv.writer(lines)
+        if not file.exists():
+            writer.writerow(_HEADER)
+        writer.writerows([step, kind, name, f"{value:.6g}"] for name, value in row.items())
+        with file.open("a", newline="") as stream:
+            stream.write(lines.getvalue())
+        if self._writer is not None:
+            for name, value in row.items():
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+            self._writer.flush()
+
+
+def check_tensorboard() -> type[SummaryWriter]:
+    """What writes TensorBoard's files.
+
+    Raises:
+        InputError: its package is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "TensorBoard's package is not installed: pip install tensorboard; log.csv is written without it"
+        ) from None
+    return SummaryWriter

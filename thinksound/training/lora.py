@@ -1,0 +1,106 @@
+"""Fine-tuning of a few added weights instead of all: LoRA (https://arxiv.org/abs/2106.09685), through peft.
+
+An adapter is kept in peft's own format, so that ``PeftModel.from_pretrained`` reads it, and is merged
+into the network's weights for use.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..media.files import make_folder
+from ..models.mmdit import MMDiT
+from .loop import seeded
+
+ADAPTER = "adapter"
+# In every block: attention, what follows it, and the gated MLPs, linear ones and convolutions.
+TARGETS = r"(joint|fused)_blocks\..+\.(qkv|linear1|w1|w2|w3)"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # of names in peft's files
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """Size of the added matrices, and how much they count: ``alpha / rank`` times."""
+
+    rank: int = 16
+    alpha: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}: give 1 or more")
+
+
+def check_peft() -> None:
+    """
+    Raises:
+        InputError: peft is not installed.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "LoRA needs the package peft, which is not installed: pip install peft (the extra `train`)"
+        ) from None
+
+
+class Adapter:
+    """Matrices beside the frozen weights of a transformer; at first they change nothing."""
+
+    def __init__(self, network: MMDiT, options: LoRAOptions, seed: int) -> None:
+        """Add them to ``network``, in float32, as all that is trained; ``seed`` draws their values."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self._config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=TARGETS)
+        seeded(lambda: inject_adapter_in_model(self._config, network), seed)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def write(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
+        """Write those of the transformer among ``networks`` into the folder ``adapter`` of ``folder``."""
+        from peft import get_peft_model_state_dict
+
+        tensors: dict[str, Tensor] = get_peft_model_state_dict(networks["dit"])
+        named = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        make_folder(folder / ADAPTER)
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            new = Path(name)
+            save_file(named, new / _WEIGHTS, {"format": "pt"})
+            self._config.save_pretrained(str(new))
+            for file in (_WEIGHTS, _CONFIG):
+                (new / file).replace(folder / ADAPTER / file)
+
+
+def merge_adapter(network: MMDiT, folder: Path) -> None:
+    """Add an adapter in peft's format to the weights of the network that it was trained for.
+
+    Raises:
+        InputError: the folder holds none, or one for another network.
+    """
+    from peft import PeftModel
+
+    for file in (_CONFIG, _WEIGHTS):
+        if not (folder / file).is_file():
+            raise InputError(f"{folder}: no adapter (there is no {file}); give the folder {ADAPTER} of a run")
+    try:
+        with warnings.catch_warnings():
+            # Where a part of the adapter is missing, peft only warns.
+            warnings.simplefilter("error", UserWarning)
+            merged = PeftModel.from_pretrained(network, str(folder), torch_device="cpu").merge_and_unload()
+    except (RuntimeError, ValueError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: not an adapter for this network ({str(error).splitlines()[0]}); give the preset, "
+            "or the weights, that it was trained with"
+        ) from error
+    assert merged is network

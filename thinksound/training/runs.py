@@ -1,0 +1,310 @@
+"""A training run from options to trained weights: what `thinksound train` does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints.load import load_file, load_mmdit, load_vae
+from ..checkpoints.locate import describe_missing, missing
+from ..checkpoints.registry import default_weights_dir
+from ..config import SpectrogramVAEConfig
+from ..errors import InputError, WeightsError
+from ..media.files import make_folder
+from ..models.mmdit import MMDiT
+from ..models.oobleck import AudioVAE
+from ..models.spectrogram_vae import SpectrogramVAE, build_vae
+from ..presets import Preset, get_preset
+from ..runtime.placement import detect_machine, memory_errors
+from .flow import FlowLearner, FlowOptions, initialise_mmdit, recompute_blocks
+from .log import check_tensorboard
+from .loop import Learner, LoopOptions, Progress, Report, Trainer, trainable
+from .lora import Adapter, LoRAOptions, check_peft
+from .processes import Process, joined
+from .record import declare_run, short_hash
+from .samples import SampleWriter
+from .shards import PreparedClips
+from .sounds import FolderSounds
+from .spectral_vae import SpectralVAELearner, SpectralVAEOptions, initialise_spectrogram_vae
+from .vae import VAELearner, VAEOptions, initialise_vae
+
+logger = logging.getLogger(__name__)
+
+START_PRESET, START_SCRATCH = "preset", "scratch"
+DTYPES = ("auto", "float32", "bfloat16")
+# Of `LoopOptions` and `FlowOptions`: what does not decide the result, or only how far a run goes.
+_FREE = {"steps", "log_every", "validate_every", "save_every", "sample_every", "keep", "parts", "dtype"}
+_DIT_ADVICE = "a smaller --batch, more --parts, --recompute, or --lora"
+_VAE_ADVICE = "a smaller --batch or a shorter --excerpt"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where weights come from at the first step."""
+
+    source: str = START_PRESET  # "preset", "scratch", or a file
+    weights: Path | None = None  # folder of weight files; None is the usual one
+
+    @property
+    def folder(self) -> Path:
+        return self.weights if self.weights is not None else default_weights_dir()
+
+    @property
+    def identity(self) -> str:
+        """The source, wherever one stands."""
+        named = self.source in (START_PRESET, START_SCRATCH)
+        return self.source if named else str(Path(self.source).absolute())
+
+
+@dataclass(frozen=True)
+class DiTRun:
+    """Training of the transformer."""
+
+    preset: str
+    data: Path  # prepared clips
+    folder: Path  # where the run keeps everything
+    loop: LoopOptions
+    flow: FlowOptions  # `batch` counts the clips of all processes together
+    validation: Path | None = None  # prepared clips that are not trained on
+    start: Start = Start()
+    lora: LoRAOptions | None = None  # train an adapter instead of all weights
+    recompute: bool = False  # see `recompute_blocks`
+    samples: int = 4  # clips that are written every `loop.sample_every` steps
+    tensorboard: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | None = None) -> None:
+    """Train the transformer, or go on with it, until the last step.
+
+    Raises:
+        ThinkSoundError: with a message for the user; what can be told before training is.
+    """
+    preset = get_preset(run.preset)
+    if run.tensorboard:
+        check_tensorboard()
+    if run.lora:
+        check_peft()
+        if run.start.source == START_SCRATCH:
+            raise InputError("--lora with --from scratch: an adapter needs weights that it adapts")
+    clips = _open(run.data, preset)
+    validation = _open(run.validation, preset) if run.validation is not None else None
+    if validation and validation.made_by.get("encoders") != clips.made_by.get("encoders"):
+        raise InputError(
+            f"{validation.folder}: encoded with other weights than {clips.folder}; prepare both with the same"
+        )
+    with joined(run.device) as process, memory_errors(_DIT_ADVICE):
+        dtype = _number_format(run.dtype, process.device)
+        flow = replace(run.flow, batch=_share(run.flow.batch, process), dtype=dtype)
+        make_folder(run.folder)
+        essential = {
+            "command": "dit",
+            "preset": preset.name,
+            "data": _identity(clips),
+            "from": run.start.identity,
+            "dtype": str(dtype).removeprefix("torch."),
+            **_essential(run.loop),
+            **_essential(run.flow),
+            **(asdict(run.lora) if run.lora else {}),
+        }
+        other = {
+            "data folder": run.data.absolute(),
+            "validation folder": run.validation and run.validation.absolute(),
+            "weights folder": run.start.folder.absolute(),
+            "processes": process.count,
+            "steps": run.loop.steps,
+        }
+        for note in declare_run(run.folder, essential, other):
+            logger.warning(note)
+
+        adapter = None
+        if run.lora:
+            # What stays as it is needs no more digits than the products that it goes into.
+            network = start_dit(run.start, preset, run.loop.seed, dtype)
+            adapter = Adapter(network, run.lora, run.loop.seed)
+        else:
+            network = start_dit(run.start, preset, run.loop.seed, torch.float32)
+            trainable(network)
+        network.to(process.device)
+        if run.recompute:
+            recompute_blocks(network)
+        writer = None
+        if run.loop.sample_every:
+            vae = load_vae(run.start.folder, preset.weights["vae"], preset.vae, torch.float32)
+            if process.rank == 0:
+                vae.decoder.to(process.device)
+                writer = SampleWriter(validation or clips, run.samples, vae, preset, process.device, dtype)
+        learner = FlowLearner(network, flow, clips, validation, run.loop.seed, process.rank, process.count)
+        trainer = Trainer(
+            learner,
+            run.loop,
+            run.folder,
+            run.tensorboard,
+            write_samples=writer,
+            write_beside=adapter.write if adapter else None,
+        )
+        _finish(trainer, progress, report)
+
+
+@dataclass(frozen=True)
+class VAERun:
+    """Training of the VAE."""
+
+    preset: str
+    data: Path  # audio and video files
+    folder: Path  # where the run keeps everything
+    loop: LoopOptions
+    start: Start = Start()
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # changes to `VAEOptions` by name
+    tensorboard: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def train_vae(run: VAERun, progress: Progress | None = None, report: Report | None = None) -> None:
+    """Train the VAE, or go on with it, until the last step.
+
+    Raises:
+        ThinkSoundError: with a message for the user; what can be told before training is.
+    """
+    preset = get_preset(run.preset)
+    if run.tensorboard:
+        check_tensorboard()
+    sounds = FolderSounds(run.data, preset.vae.sample_rate)
+    options = _vae_options(preset, run.recipe)
+    with joined(run.device) as process, memory_errors(_VAE_ADVICE):
+        dtype = _number_format(run.dtype, process.device)
+        options = replace(options, dtype=dtype, batch=_share(options.batch, process))
+        make_folder(run.folder)
+        essential = {
+            "command": "vae",
+            "preset": preset.name,
+            "data": sounds.identity,
+            "from": run.start.identity,
+            "processes": process.count,  # each draws its own excerpts
+            "dtype": str(dtype).removeprefix("torch."),
+            **_essential(run.loop),
+            **_essential(options),
+        }
+        other = {
+            "data folder": run.data.absolute(),
+            "weights folder": run.start.folder.absolute(),
+            "steps": run.loop.steps,
+        }
+        for note in declare_run(run.folder, essential, other):
+            logger.warning(note)
+        vae = start_vae(run.start, preset, run.loop.seed)
+        trainable(vae)
+        vae.to(process.device)
+        learner: Learner
+        if isinstance(options, SpectralVAEOptions):
+            assert isinstance(vae, SpectrogramVAE)
+            learner = SpectralVAELearner(vae, options, sounds)
+        else:
+            learner = VAELearner(vae, options, sounds, run.loop.seed)
+        _finish(Trainer(learner, run.loop, run.folder, run.tensorboard), progress, report)
+
+
+def _finish(trainer: Trainer, progress: Progress | None, report: Report | None) -> None:
+    if not trainer.run(progress, "train", report):
+        logger.warning(
+            "%s has been trained for %d steps already; more --steps go on", trainer.folder, trainer.step
+        )
+
+
+def _vae_options(preset: Preset, changes: Mapping[str, Any]) -> VAEOptions | SpectralVAEOptions:
+    spectral = isinstance(preset.vae, SpectrogramVAEConfig)
+    options = SpectralVAEOptions() if spectral else VAEOptions()
+    known = {each.name for each in fields(options)}
+    for name in changes:
+        if name not in known:
+            raise InputError(f"{name}: the VAE of {preset.name} is trained without it; leave it out")
+    return replace(options, **changes)
+
+
+def start_vae(start: Start, preset: Preset, seed: int) -> AudioVAE:
+    """The VAE before the first step.
+
+    Raises:
+        WeightsError: its file is missing, damaged, or of another network.
+    """
+    if start.source == START_SCRATCH:
+        if not isinstance(preset.vae, SpectrogramVAEConfig):
+            return initialise_vae(preset.vae, seed)
+        vae = SpectrogramVAE(preset.vae)
+        initialise_spectrogram_vae(vae, seed)
+        return vae
+    if start.source == START_PRESET:
+        _require(start.folder, preset, "vae")
+        return load_vae(start.folder, preset.weights["vae"], preset.vae, torch.float32)
+    with torch.device("meta"):
+        network = build_vae(preset.vae)
+    return load_file(network, Path(start.source), "vae", torch.float32)
+
+
+def _open(folder: Path, preset: Preset) -> PreparedClips:
+    clips = PreparedClips(folder)
+    clips.check(preset)
+    return clips
+
+
+def start_dit(start: Start, preset: Preset, seed: int, dtype: torch.dtype) -> MMDiT:
+    """The transformer before the first step.
+
+    Raises:
+        WeightsError: its file is missing, damaged, or of another network.
+    """
+    if start.source == START_SCRATCH:
+        network = MMDiT(preset.mmdit)
+        initialise_mmdit(network, seed)
+        return network.to(dtype)
+    if start.source == START_PRESET:
+        _require(start.folder, preset, "dit")
+        return load_mmdit(start.folder, preset.weights["dit"], preset.mmdit, dtype)
+    with torch.device("meta"):
+        network = MMDiT(preset.mmdit)
+    return load_file(network, Path(start.source), "thinksound", dtype)
+
+
+def _require(folder: Path, preset: Preset, network: str) -> None:
+    absent = missing(folder, [preset.weights[network]])
+    if absent:
+        raise WeightsError(
+            f"{describe_missing(folder, absent)}; or start from a file with --from FILE, from nothing with "
+            "--from scratch"
+        )
+
+
+def _share(batch: int, process: Process) -> int:
+    if batch % process.count:
+        raise InputError(
+            f"batch {batch}: {process.count} processes cannot share it evenly; "
+            f"give a multiple of {process.count}"
+        )
+    return batch // process.count
+
+
+def _number_format(wish: str, device: torch.device) -> torch.dtype:
+    """In which products are computed; weights, averages and sums always are float32."""
+    if wish not in DTYPES:
+        raise InputError(f"dtype {wish!r} is not known; give one of {', '.join(DTYPES)}")
+    if wish != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wish]
+    fast = device.type == "cuda" and detect_machine().gpus[device.index or 0].bfloat16
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _identity(clips: PreparedClips) -> str:
+    """What tells prepared clips apart, wherever they lie."""
+    words = [str(clips.made_by.get("encoders")), str(clips.layout), *clips.names]
+    return f"{len(clips)} clips ({short_hash(words)})"
+
+
+def _essential(options: Any) -> dict[str, Any]:
+    return {name: value for name, value in asdict(options).items() if name not in _FREE}

@@ -1,0 +1,78 @@
+"""What a transformer in training makes of a few clips, as WAV files to listen to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..media.audio import to_pcm16, write_wav
+from ..media.files import make_folder
+from ..models.mmdit import MMDiT
+from ..models.oobleck import AudioVAE
+from ..presets import Preset
+from ..sampling.sample import sample_latents
+from .flow import given_features, to_device
+from .loop import autocast
+from .shards import PreparedClips
+
+STEPS = 24
+TRUTH = "truth"  # the clips' own sounds, through the VAE
+_SEED = 0
+
+
+class SampleWriter:
+    """Writes the sound of the first clips of a prepared folder, from the same noise each time."""
+
+    def __init__(
+        self,
+        clips: PreparedClips,
+        count: int,
+        vae: AudioVAE,
+        preset: Preset,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """
+        Args:
+            clips: whose features are used.
+            count: of clips.
+            vae: whose decoder is on ``device``.
+            preset: of both.
+            device: of the transformer.
+            dtype: in which it computes.
+        """
+        chosen = range(min(count, len(clips)))
+        self._names = [re.sub(r"[^\w.@-]", "_", clips.names[index]) for index in chosen]
+        self._batch = clips.batch(list(chosen))
+        self._vae, self._preset = vae, preset
+        self._device, self._dtype = device, dtype
+
+    @torch.no_grad()
+    def __call__(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
+        network = networks["dit"]
+        assert isinstance(network, MMDiT)
+        truth = folder.with_name(TRUTH)
+        if not truth.exists():
+            self._write(self._batch.latent_mean, truth)
+        batch = to_device(self._batch, self._device)
+        noise = torch.randn(batch.latent_mean.shape, generator=torch.Generator().manual_seed(_SEED))
+        with autocast(self._device, self._dtype):
+            latents = sample_latents(
+                network,
+                given_features(network, batch),
+                noise,
+                STEPS,
+                self._preset.guidance_scale,
+                lambda step: None,
+            )
+        self._write(latents, folder)
+
+    def _write(self, latents: Tensor, folder: Path) -> None:
+        make_folder(folder)
+        for name, one in zip(self._names, latents, strict=True):
+            waveform = self._vae.decode(one[None].float().to(self._device))[0].cpu()
+            write_wav(folder / f"{name}.wav", to_pcm16(waveform), self._preset.vae.sample_rate)
