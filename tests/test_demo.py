@@ -39,7 +39,8 @@ def test_the_demo_says_how_its_onsets_agree_and_draws_them(tmp_path):
     with av.open(str(tmp_path / "outputs" / "standard-000003_sound.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
         assert container.streams.audio[0].rate == RATE
-    assert Image.open(tmp_path / "outputs" / "standard-000003_sound.png").size == (1100, 800)
+    with Image.open(tmp_path / "outputs" / "standard-000003_sound.png") as picture:
+        assert picture.size == (1100, 800)
 
 
 def test_the_demo_refuses_clips_that_were_trained_on(tmp_path):
@@ -57,7 +58,8 @@ def clicks() -> np.ndarray:
 
 
 def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
 
 
 def test_true_events_are_lines_at_their_times_through_every_panel(clicks, tmp_path):
