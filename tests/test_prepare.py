@@ -230,7 +230,7 @@ def test_a_folder_keeps_to_one_length_and_one_set_of_weights(pipeline, made, tmp
         prepare_clips(pipeline, MADE, made, duration_s=3, shard_size=2)
     other = thinksound.load("tiny", devices="cpu")
     with torch.no_grad():
-        other.vae.encoder.layers[0].bias.add_(0.1)
+        other.vae.encoder.out.bias.add_(0.1)
     with pytest.raises(InputError, match="other weights of tiny"):
         prepare_clips(other, MADE, made, duration_s=2, shard_size=2)
     assert contents(made) == before

@@ -385,7 +385,7 @@ def test_out_of_memory_fails_one_request(server: Server, clips: Path, good: dict
     before = server.predict(**good)["output"]
     used = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.prlimit(worker, resource.RLIMIT_AS)
-    resource.prlimit(worker, resource.RLIMIT_AS, (used + 2**27, limits[1]))
+    resource.prlimit(worker, resource.RLIMIT_AS, (used + 2**26, limits[1]))
     try:
         answer = server.predict(video=data_url(clips / LONG), num_inference_steps=10)
     finally:
