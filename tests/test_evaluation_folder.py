@@ -228,8 +228,18 @@ def test_nothing_usable_is_an_error_that_names_the_first(tmp_path, networks):
     made, true = folders(tmp_path, "ab")
     for path in made.iterdir():
         path.write_bytes(b"RIFF" + bytes(40))
-    with pytest.raises(MediaError, match=r"no clip can be used; the first, a: .*a\.wav"):
+    with pytest.raises(MediaError, match=r"too few clips can be used; the first that cannot, a: .*a\.wav"):
         evaluate_clips(find_clips(made, true)[0], ["kl"], networks, silent)
+
+
+def test_only_short_clips_are_an_error_for_desync_alone(tmp_path, offset):
+    (tmp_path / "made").mkdir()
+    render(tmp_path / "made" / "a.mp4", frames=50, sound_s=2.0)
+    clips, _ = find_clips(tmp_path / "made")
+    with pytest.raises(
+        MediaError, match=r"cannot, a: desync: 2\.00 s of picture and sound; DeSync needs 4\.8 s"
+    ):
+        evaluate_clips(clips, ["desync"], Networks(offset=offset), silent)
 
 
 def test_too_few_clips_left_drop_the_metric_and_say_so(tmp_path, networks):
@@ -301,7 +311,7 @@ def test_desync_takes_sound_and_picture_from_where_they_are(tmp_path, offset):
         wanted[name] = list(predict_offsets(offset, decoded.sync_frames, waveform))
     assert decoded.start_s == pytest.approx(0.32)
     assert list(predict_offsets(offset, frames, sound)) != wanted["e"]
-    assert {name: numbers["desync"] for name, numbers in evaluation.clips.items() if numbers} == wanted
+    assert {name: numbers["desync"] for name, numbers in evaluation.clips.items()} == wanted
     mean = np.mean(np.abs(list(wanted.values())))
     assert evaluation.metrics == {"desync": {"value": pytest.approx(mean), "clips": 3}}
     reasons = {each.name: each.reason for each in evaluation.skipped}

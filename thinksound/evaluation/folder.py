@@ -157,7 +157,7 @@ def evaluate_clips(
     metric needs, out of that metric.
     metrics: as `choose_metrics` gives them; networks: those of `network_keys`.
     progress: called with "clips", the clips done and the clips in all.
-    Raises MediaError if no clip can be used.
+    Raises MediaError if too few clips can be used for any of the metrics.
     """
     listener = _Listener(networks, metrics)
     progress("clips", 0, len(clips))
@@ -167,10 +167,10 @@ def evaluate_clips(
         except MediaError as error:
             listener.skipped.append(Skipped(clip.name, str(error)))
         progress("clips", done, len(clips))
-    if not listener.numbers:
-        first = listener.skipped[0]
-        raise MediaError(f"no clip can be used; the first, {first.name}: {first.reason}")
     scores, notes = _scores(listener, metrics)
+    if not scores:
+        first = listener.skipped[0]
+        raise MediaError(f"too few clips can be used; the first that cannot, {first.name}: {first.reason}")
     return Evaluation(scores, listener.numbers, tuple(listener.skipped), tuple(notes))
 
 
@@ -226,7 +226,8 @@ class _Listener:
                 numbers["clap"] = _mean_cosine(self.texts[-1:])
             elif "clap" in self.metrics:
                 self.skipped.append(Skipped(clip.name, "clap: no caption"))
-        self.numbers[clip.name] = numbers
+        if numbers:
+            self.numbers[clip.name] = numbers
 
     def _hear(self, clip: Clip, network: Extractor) -> list[Heard]:
         """What the generated sound and its reference are to a network, both cut to the shorter."""
