@@ -59,7 +59,7 @@ SOUNDS = 2000  # clips whose sound trains the VAE
 VAE_OPTIONS = SpectralVAEOptions(
     batch=8, excerpt=48, learning_rate=1.5e-3, kl_weight=5e-6, dtype=torch.bfloat16
 )
-VAE_LOOP = LoopOptions(steps=1200, seed=SEED, warmup=50, final_rate=0.02, validate_every=100, save_every=100)
+VAE_LOOP = LoopOptions(steps=3000, seed=SEED, warmup=50, final_rate=0.02, validate_every=100, save_every=100)
 
 
 CLIPS = 4800  # that train the transformer
