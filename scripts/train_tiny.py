@@ -14,11 +14,14 @@ import torch.distributed as dist
 from thinksound.commands.progress import Bars
 from thinksound.training import recipe
 
-# What does not need each other runs side by side; within a line, one after the other.
-PLAN: tuple[tuple[tuple[str, ...], ...], ...] = (
+# What does not need each other runs side by side; within a line, one after the other. A stage that stands
+# alone is shared by all processes.
+PLAN: tuple[tuple[tuple[str, ...], ...] | str, ...] = (
     (("make_films 1",), ("make_films 2",)),
     (("train_vae",), ("train_sync", "train_pictures", "train_texts")),
+    "refine_vae",
     (("prepare 1",), ("prepare 2",)),
+    "train_dit",
 )
 
 
@@ -57,6 +60,13 @@ def run_lines(folder: Path, lines: tuple[tuple[str, ...], ...]) -> None:
             sys.exit(f"a stage failed (exit status {failed}); run scripts/train-tiny again to go on")
 
 
+def run_shared(folder: Path, stage: str) -> None:
+    """A stage in processes that train as one."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={recipe.PROCESSES}"]
+    command = [*torchrun, "--standalone", __file__, str(folder), "--stage", stage]
+    subprocess.run(command, check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the bundled tiny model from nothing.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/tiny"), help="default: runs/tiny")
@@ -66,11 +76,11 @@ def main() -> None:
         run_stage(arguments.folder, arguments.stage)
         return
     recipe.start(arguments.folder)
-    for lines in PLAN:
-        run_lines(arguments.folder, lines)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={recipe.PROCESSES}"]
-    command = [*torchrun, "--standalone", __file__, str(arguments.folder), "--stage", "train_dit"]
-    subprocess.run(command, check=True)
+    for step in PLAN:
+        if isinstance(step, str):
+            run_shared(arguments.folder, step)
+        else:
+            run_lines(arguments.folder, step)
     print(f"trained: {arguments.folder / 'weights' / 'tiny'}")
 
 

@@ -11,12 +11,19 @@ import soundfile
 import torch
 from torch import Tensor
 
-from thinksound.config import OobleckConfig
+from thinksound.config import OobleckConfig, SpectrogramVAEConfig
 from thinksound.errors import InputError
 from thinksound.models.oobleck import AudioVAE
+from thinksound.models.spectrogram_vae import SpectrogramVAE
 from thinksound.training.loop import LoopOptions, Trainer, Update, step_generator
 from thinksound.training.sounds import FolderSounds, draw_excerpt
 from thinksound.training.spectral import Discriminator, discriminator_loss, spectral_loss
+from thinksound.training.spectral_vae import (
+    SpectralVAELearner,
+    SpectralVAEOptions,
+    initialise_spectrogram_vae,
+    mel_slope,
+)
 from thinksound.training.vae import VAELearner, VAEOptions, initialise_vae, standardise
 
 SMALL = OobleckConfig(channels=8, channel_multiples=(1, 2), strides=(4, 4), latent_dim=6, sample_rate=16_000)
@@ -35,6 +42,8 @@ OPTIONS = VAEOptions(
 class Tones:
     """The same chords each time, and others that are held out."""
 
+    sample_rate = 16_000
+
     def batch(self, count: int, samples: int, generator: torch.Generator) -> Tensor:
         return self._chords(range(count), samples)
 
@@ -42,7 +51,7 @@ class Tones:
         return self._chords(range(10, 13), samples)
 
     def _chords(self, numbers: range, samples: int) -> Tensor:
-        time = torch.arange(samples) / 16_000
+        time = torch.arange(samples) / self.sample_rate
         left = torch.stack([torch.sin(2 * torch.pi * (300 + 90 * n) * time) for n in numbers])
         right = torch.stack([torch.sin(6000 * time * (1 + n)) for n in numbers])
         return torch.stack([left, right], dim=1) * torch.linspace(0.5, 0.05, samples)
@@ -221,3 +230,24 @@ def test_folders_that_give_nothing_are_named(tmp_path):
         sounds.batch(1, 100, torch.Generator())
     with pytest.raises(InputError, match="none of the files that are held out can be read"):
         sounds.held_out(100)
+
+
+@pytest.mark.parametrize("hearing", [False, True])
+def test_the_loss_of_one_batch_goes_down_for_the_vae_on_spectra(hearing):
+    vae = SpectrogramVAE(SpectrogramVAEConfig(channels=(8, 16, 16), latent_dim=8, spectrum=128))
+    initialise_spectrogram_vae(vae, 0)
+    options = SpectralVAEOptions(batch=3, excerpt=16, learning_rate=3e-3, hearing=hearing)
+    training = SpectralVAELearner(vae, options, Tones())
+    rows = [training.train_step(step, step_generator(0, step), Update(1.0)) for step in range(60)]
+    assert rows[-1]["frames"] < 0.3 * rows[0]["frames"]
+
+
+def test_frequencies_count_as_many_mels_as_they_fill():
+    def mel(hertz):
+        return 2595 * np.log10(1 + hertz / 700)
+
+    slope = mel_slope(16_000, 257)[:, 0].double().numpy()
+    assert slope.mean() == pytest.approx(1)
+    hertz = np.linspace(0, 8000, 257)
+    mels = np.gradient(mel(hertz), hertz)
+    assert slope[1:-1] == pytest.approx((mels / mels.mean())[1:-1], rel=5e-3)

@@ -21,6 +21,7 @@ from ..synthetic.stream import encoder_pictures
 from ..synthetic.texts import describe
 from .encoders import Films, sound_targets
 from .loop import Progress
+from .sounds import draw_excerpt
 
 CLIP_S = 4.0  # seconds of a made clip
 HARD_SHARE = 0.4  # of the training clips; both splits are measured
@@ -58,32 +59,22 @@ class MadeSounds:
                     progress(place + 1, total)
             return torch.from_numpy(kept)
 
+        self.sample_rate = sample_rate
         self._sounds = sounds(training_clips(count), count)
         self._held_out = sounds(validation_clips(HELD_OUT_SOUNDS), HELD_OUT_SOUNDS)
 
     def batch(self, count: int, samples: int, generator: torch.Generator) -> Tensor:
-        """Excerpts ``(count, 2, samples)``: the louder of two places, at a random level, side and sign."""
-        longest = self._sounds.shape[-1] - samples
-        chosen = []
+        """Excerpts ``(count, 2, samples)`` of sounds drawn with ``generator``."""
+        excerpts = []
         for _ in range(count):
-            sound = self._sounds[_integer(len(self._sounds), generator)]
-            starts = (_integer(longest + 1, generator), _integer(longest + 1, generator))
-            places = [sound[:, start : start + samples].float() / 32767 for start in starts]
-            excerpt = max(places, key=lambda place: place.square().mean().item())
-            level, swap, sign = torch.rand(3, generator=generator).tolist()
-            excerpt = excerpt.flip(0) if swap < 0.5 else excerpt
-            chosen.append(excerpt * 10 ** (-0.6 * level) * (1 if sign < 0.5 else -1))
-        return torch.stack(chosen)
+            drawn = int(torch.randint(len(self._sounds), (), generator=generator))
+            excerpts.append(draw_excerpt(self._sounds[drawn], samples, generator))
+        return torch.stack(excerpts)
 
     def held_out(self, samples: int) -> Tensor:
         """The middle of each held-out sound ``(N, 2, samples)``."""
         start = (self._held_out.shape[-1] - samples) // 2
         return self._held_out[..., start : start + samples].float() / 32767
-
-
-def _integer(limit: int, generator: torch.Generator) -> int:
-    """0 to ``limit`` - 1."""
-    return int(torch.randint(limit, (), generator=generator))
 
 
 def film(

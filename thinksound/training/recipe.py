@@ -7,6 +7,7 @@ with one thread each do more than one process with two. `scripts/train-tiny` run
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from .encoders import (
     initialise_motion,
 )
 from .flow import FlowLearner, FlowOptions, initialise_mmdit
-from .loop import LoopOptions, Progress, Trainer, trainable
+from .loop import CHECKPOINT, LoopOptions, Progress, Trainer, read_checkpoint, trainable
 from .made import (
     CLIP_S,
     MadeSounds,
@@ -42,6 +43,7 @@ from .made import (
     validation_clips,
 )
 from .prepare import prepare_clips
+from .processes import own_rank
 from .shards import PreparedClips
 from .sources import MadeSource
 from .spectral_vae import (
@@ -60,13 +62,16 @@ VAE_OPTIONS = SpectralVAEOptions(
     batch=8, excerpt=48, learning_rate=1.5e-3, kl_weight=5e-6, dtype=torch.bfloat16
 )
 VAE_LOOP = LoopOptions(steps=3000, seed=SEED, warmup=50, final_rate=0.02, validate_every=100, save_every=100)
+# Sides are found only if they count much, and once found are kept where they count little. Then levels
+# need the training, and low frequencies most: heard as finely, they are few.
+REFINED_OPTIONS = replace(VAE_OPTIONS, batch=4, learning_rate=1e-3, side_weight=0.2, hearing=True)
+REFINED_LOOP = replace(VAE_LOOP, steps=4200, seed=SEED + 1, validate_every=300, save_every=300)
 
-
-CLIPS = 4800  # that train the transformer
+CLIPS = 3600  # that train the transformer
 VALIDATION_CLIPS = 96
 FLOW_OPTIONS = FlowOptions(batch=24, learning_rate=1.5e-3, weight_decay=0.01, dtype=torch.bfloat16)
 FLOW_LOOP = LoopOptions(
-    steps=2000, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
+    steps=1600, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
 )
 
 
@@ -77,21 +82,31 @@ def start(folder: Path) -> None:
 
 
 def train_vae(folder: Path, progress: Progress | None = None) -> None:
-    """The VAE, on sounds of both splits; its latents get deviation one."""
-    sounds = MadeSounds(
-        SOUNDS,
-        TINY.vae.sample_rate,
-        (lambda done, total: progress("sounds", done, total)) if progress else None,
-    )
+    """The VAE's first part, on sounds of both splits."""
     vae = SpectrogramVAE(TINY_VAE)
     initialise_spectrogram_vae(vae, SEED)
-    learner = SpectralVAELearner(vae, VAE_OPTIONS, sounds)
-    trainer = Trainer(learner, VAE_LOOP, folder / "vae")
-    trainer.run(progress, "vae")
-    trained = trainer.averages["vae"]
-    assert isinstance(trained, SpectrogramVAE)
-    standardise_spectrogram_vae(trained, latent_deviation(trained, sounds))
-    _install(folder, "vae.safetensors", trained)
+    learner = SpectralVAELearner(vae, VAE_OPTIONS, _sounds(progress))
+    Trainer(learner, VAE_LOOP, folder / "vae").run(progress, "vae")
+
+
+def refine_vae(folder: Path, progress: Progress | None = None) -> None:
+    """The VAE's second part, shared by `PROCESSES`; its latents get deviation one."""
+    vae = SpectrogramVAE(TINY_VAE)
+    vae.load_state_dict(read_checkpoint(folder / "vae" / CHECKPOINT)["averages"]["vae"])
+    sounds = _sounds(progress)
+    learner = SpectralVAELearner(vae, REFINED_OPTIONS, sounds)
+    trainer = Trainer(learner, REFINED_LOOP, folder / "refined-vae")
+    trainer.run(progress, "refined vae")
+    if own_rank() == 0:
+        trained = trainer.averages["vae"]
+        assert isinstance(trained, SpectrogramVAE)
+        standardise_spectrogram_vae(trained, latent_deviation(trained, sounds))
+        _install(folder, "vae.safetensors", trained)
+
+
+def _sounds(progress: Progress | None) -> MadeSounds:
+    report = (lambda done, total: progress("sounds", done, total)) if progress else None
+    return MadeSounds(SOUNDS, TINY.vae.sample_rate, report)
 
 
 @torch.no_grad()
@@ -187,7 +202,7 @@ def prepare(folder: Path, part: int, progress: Progress | None = None) -> None:
 
 def train_dit(folder: Path, progress: Progress | None = None) -> None:
     """The transformer; one of `PROCESSES` that share the work if ``torch.distributed`` runs."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank = own_rank()
     dit = load_mmdit(folder / "weights", TINY.weights["dit"], TINY.mmdit, torch.float32)
     trainable(dit)
     initialise_mmdit(dit, SEED)

@@ -47,7 +47,7 @@ class FolderSounds:
             raise InputError(f"{folder}: {len(files)} files; give a folder with at least two sounds")
         count = max(1, min(_HELD_OUT, len(files) // 20))
         held_out = files[:: len(files) // count][:count]
-        self._folder, self._sample_rate = folder, sample_rate
+        self._folder, self.sample_rate = folder, sample_rate
         self._held_out = held_out
         self._files = [path for path in files if path not in set(held_out)]
         self._cache: OrderedDict[Path, Tensor | None] = OrderedDict()
@@ -100,7 +100,7 @@ class FolderSounds:
                 return self._cache[path]
         sound, reason = None, ""
         try:
-            waveform = read_sound(path, self._sample_rate, MAX_DURATION_S).waveform
+            waveform = read_sound(path, self.sample_rate, MAX_DURATION_S).waveform
             sound = (waveform.nan_to_num().clamp(-1, 1) * 32767).round().to(torch.int16)
         except MediaError as error:
             reason = str(error)

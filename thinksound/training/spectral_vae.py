@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.spectrogram_vae import SpectrogramVAE
-from ..models.spectrum import SIDE_BANDS, analyse
+from ..models.spectrum import SIDE_BANDS, analyse, frame_channels
 from .loop import Learner, Update, autocast
 from .vae import Sounds
 
@@ -23,11 +23,22 @@ class SpectralVAEOptions:
     kl_weight: float = 1e-4
     amplitude_weight: float = 10.0
     side_weight: float = 1.0
+    hearing: bool = False  # frequencies count as the ear resolves them, low ones more
     dtype: torch.dtype = torch.float32
 
 
-def frame_loss(found: Tensor, wanted: Tensor, options: SpectralVAEOptions) -> Tensor:
+def mel_slope(sample_rate: int, bins: int) -> Tensor:
+    """Mels per hertz at frequencies from 0 to half the sample rate, over their mean, ``(bins, 1)``."""
+    slope = 1 / (1 + torch.linspace(0, sample_rate / 2, bins)[:, None] / 700)
+    return slope / slope.mean()
+
+
+def frame_loss(
+    found: Tensor, wanted: Tensor, options: SpectralVAEOptions, slope: Tensor | float = 1.0
+) -> Tensor:
     """Squared distance of frames ``(B, C, N)``: levels, the more the louder; amplitudes; sides.
+
+    ``slope (F, 1)`` is how much each frequency counts.
 
     A ringing body is a few loud lines in hundreds of frequencies: amplitudes, to the power of one half,
     give them the weight that the mean of levels does not. Distances are squared because a line of
@@ -36,8 +47,8 @@ def frame_loss(found: Tensor, wanted: Tensor, options: SpectralVAEOptions) -> Te
     level, wanted_level = found[:, :-SIDE_BANDS], wanted[:, :-SIDE_BANDS]
     squares = (found - wanted).square()
     loudness = 1 + wanted_level  # 0 to 2
-    total = (squares[:, :-SIDE_BANDS] * (0.2 + loudness)).mean()
-    amplitude = (10 ** (level.clamp(max=1) - 1) - 10 ** (wanted_level - 1)).square().mean()
+    total = (slope * squares[:, :-SIDE_BANDS] * (0.2 + loudness)).mean()
+    amplitude = (10 ** (level.clamp(max=1) - 1) - 10 ** (wanted_level - 1)).square().mul(slope).mean()
     # Where nothing sounds, nothing comes from a side.
     side = (squares[:, -SIDE_BANDS:] * loudness.mean(dim=1, keepdim=True)).mean()
     return total + options.amplitude_weight * amplitude + options.side_weight * side
@@ -51,6 +62,8 @@ class SpectralVAELearner(Learner):
     def __init__(self, vae: SpectrogramVAE, options: SpectralVAEOptions, sounds: Sounds) -> None:
         self.vae, self.options, self.sounds = vae, options, sounds
         self.device = next(vae.parameters()).device
+        bins = frame_channels(vae.spectrum) - SIDE_BANDS
+        self.slope = mel_slope(sounds.sample_rate, bins).to(self.device) if options.hearing else 1.0
         self.networks: dict[str, nn.Module] = {"vae": vae}
         self.optimizers = {
             "vae": torch.optim.AdamW(vae.parameters(), options.learning_rate, options.betas, weight_decay=0.0)
@@ -65,7 +78,7 @@ class SpectralVAELearner(Learner):
             mean, scale = vae.encode_frames(frames)
             latents, divergence = vae.sample(mean.float(), scale.float(), noise.to(self.device))
             found = vae.decode_frames(latents).float()
-        distance = frame_loss(found, frames, options)
+        distance = frame_loss(found, frames, options, self.slope)
         norm = update(distance + options.kl_weight * divergence, self.optimizers["vae"])
         return {"frames": distance.item(), "kl": divergence.item(), "gradient": norm}
 
@@ -78,7 +91,7 @@ class SpectralVAELearner(Learner):
         for part in audio.split(self.options.batch):
             frames = analyse(part, vae.spectrum)
             mean, _ = vae.encode_frames(frames)
-            losses.append(frame_loss(vae.decode_frames(mean), frames, self.options))
+            losses.append(frame_loss(vae.decode_frames(mean), frames, self.options, self.slope))
         return {"frames": torch.stack(losses).mean().item()}
 
 

@@ -25,6 +25,8 @@ from .spectral import (
 class Sounds(Protocol):
     """Where training excerpts come from."""
 
+    sample_rate: int  # Hz
+
     def batch(self, count: int, samples: int, generator: torch.Generator) -> Tensor:
         """Excerpts ``(count, 2, samples)`` float32, drawn with ``generator``."""
 
