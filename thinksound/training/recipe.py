@@ -69,9 +69,9 @@ REFINED_LOOP = replace(VAE_LOOP, steps=4200, seed=SEED + 1, validate_every=300, 
 
 CLIPS = 3600  # that train the transformer
 VALIDATION_CLIPS = 96
-FLOW_OPTIONS = FlowOptions(batch=24, learning_rate=1.5e-3, weight_decay=0.01, dtype=torch.bfloat16)
+FLOW_OPTIONS = FlowOptions(batch=16, learning_rate=1.5e-3, weight_decay=0.01, dtype=torch.bfloat16)
 FLOW_LOOP = LoopOptions(
-    steps=1600, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
+    steps=2200, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
 )
 
 
