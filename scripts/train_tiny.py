@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import subprocess
 import sys
@@ -10,18 +11,33 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from matplotlib.figure import Figure
 
 from thinksound.commands.progress import Bars
+from thinksound.errors import ThinkSoundError
 from thinksound.training import recipe
+from thinksound.training.log import LOG
 
 # What does not need each other runs side by side; within a line, one after the other. A stage that stands
 # alone is shared by all processes.
+PARTS = range(1, recipe.PROCESSES + 1)
 PLAN: tuple[tuple[tuple[str, ...], ...] | str, ...] = (
-    (("make_films 1",), ("make_films 2",)),
+    tuple((f"make_films {part}",) for part in PARTS),
     (("train_vae",), ("train_sync", "train_pictures", "train_texts")),
     "refine_vae",
-    (("prepare 1",), ("prepare 2",)),
+    tuple((f"prepare {part}",) for part in PARTS),
     "train_dit",
+)
+
+
+# Of each stage's log what tells how it goes: stage, kind, name, title.
+CURVES = (
+    ("vae", "validation", "frames", "VAE: distance of frames"),
+    ("refined-vae", "validation", "frames", "VAE refined: weighted distance"),
+    ("sync", "validation", "flux_correlation", "motion tower: correlation with flux"),
+    ("pictures", "validation", "contrast", "MetaCLIP: contrastive loss"),
+    ("texts", "train", "right", "T5: hidden words filled in rightly"),
+    ("dit", "validation", "loss", "transformer: flow-matching loss"),
 )
 
 
@@ -33,7 +49,10 @@ def run_stage(folder: Path, stage: str) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     bars = Bars(quiet=dist.is_initialized() and dist.get_rank() > 0)
-    getattr(recipe, name)(folder, *map(int, part), progress=bars)
+    try:
+        getattr(recipe, name)(folder, *map(int, part), progress=bars)
+    except ThinkSoundError as error:
+        sys.exit(f"train-tiny: error: {error}")
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -64,7 +83,26 @@ def run_shared(folder: Path, stage: str) -> None:
     """A stage in processes that train as one."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={recipe.PROCESSES}"]
     command = [*torchrun, "--standalone", __file__, str(folder), "--stage", stage]
-    subprocess.run(command, check=True)
+    if failed := subprocess.run(command).returncode:
+        sys.exit(f"a stage failed (exit status {failed}); run scripts/train-tiny again to go on")
+
+
+def draw(folder: Path) -> None:
+    """The logs of all stages as ``log.csv``, and what each stage watches as ``curve.png``."""
+    rows = []
+    for stage in dict.fromkeys(stage for stage, *_ in CURVES):
+        with (folder / stage / LOG).open(newline="") as stream:
+            rows += [{"stage": stage, **row} for row in csv.DictReader(stream)]
+    with (folder / LOG).open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    figure = Figure(figsize=(11, 6), dpi=80, layout="constrained")
+    for axes, (stage, kind, name, title) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+        shown = [row for row in rows if (row["stage"], row["kind"], row["name"]) == (stage, kind, name)]
+        axes.plot([int(row["step"]) for row in shown], [float(row["value"]) for row in shown])
+        axes.set(title=title, xlabel="step")
+    figure.savefig(folder / "curve.png")
 
 
 def main() -> None:
@@ -81,6 +119,7 @@ def main() -> None:
             run_shared(arguments.folder, step)
         else:
             run_lines(arguments.folder, step)
+    draw(arguments.folder)
     print(f"trained: {arguments.folder / 'weights' / 'tiny'}")
 
 

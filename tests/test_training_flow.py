@@ -237,7 +237,15 @@ def test_clips_of_another_preset_are_refused(clips):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch", 0), ("drop_one", 1.0), ("drop_all", -0.1), ("learning_rate", 0.0), ("parts", 9)],
+    [
+        ("batch", 0),
+        ("drop_one", 1.0),
+        ("drop_all", -0.1),
+        ("learning_rate", 0.0),
+        ("parts", 9),
+        ("betas", (0.9, 1.5)),
+        ("weight_decay", -1.0),
+    ],
 )
 def test_options_out_of_range_are_refused(name, value):
     with pytest.raises(InputError, match=name):

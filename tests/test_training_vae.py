@@ -251,3 +251,23 @@ def test_frequencies_count_as_many_mels_as_they_fill():
     hertz = np.linspace(0, 8000, 257)
     mels = np.gradient(mel(hertz), hertz)
     assert slope[1:-1] == pytest.approx((mels / mels.mean())[1:-1], rel=5e-3)
+
+
+@pytest.mark.parametrize("options", [VAEOptions, SpectralVAEOptions])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch", 0), ("excerpt", 0), ("learning_rate", float("inf")), ("kl_weight", float("nan"))],
+)
+def test_options_out_of_range_are_refused(options, name, value):
+    with pytest.raises(InputError, match=name):
+        options(**{name: value})
+
+
+def test_what_a_run_writes_is_no_sound_to_train_on(tmp_path):
+    for name in ("one.wav", "two.wav"):
+        (tmp_path / name).write_bytes(b"")
+    before = FolderSounds(tmp_path, 16_000, without=tmp_path / "run").identity
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"")
+    assert FolderSounds(tmp_path, 16_000, without=tmp_path / "run").identity == before
+    assert FolderSounds(tmp_path, 16_000).identity != before

@@ -117,7 +117,7 @@ def _add_vae(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="the network that turns sound into latents and back, on a folder of sounds",
         description="Train the VAE on the audio and video files in a folder. It starts from the preset's "
         "weights. RUN keeps checkpoint, log and options; started again, it goes on where it was. Files "
-        "that cannot be read are named and left out; one in twenty is held out to measure on.",
+        "that cannot be read are named and left out; one in twenty (32 at most) is held out to measure on.",
     )
     parser.set_defaults(run=_run_vae, interrupted=_RESUME)
     data = parser.add_argument_group("data")
@@ -257,7 +257,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=500,
         metavar="N",
-        help="steps between them (default: 500)",
+        help="steps between measurements on what is held out (default: 500)",
     )
     run.add_argument(
         "--save-every", type=int, default=500, metavar="N", help="steps between checkpoints (default: 500)"

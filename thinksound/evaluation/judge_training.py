@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..media.files import make_folder, whole_file
 from ..pipeline import Progress
 from ..synthetic.kinds import KINDS
-from ..synthetic.make import make_scene
+from ..synthetic.make import CLIP_S, make_scene
 from ..synthetic.scene import SPLITS, Scene
 from ..synthetic.seeds import JUDGES
 from ..synthetic.sound import synthesise
@@ -36,7 +36,6 @@ from .judges import (
 from .onsets import OnsetMatch, detect_onsets, match_onsets, true_onsets
 from .spectra import MEL_BANDS, MEL_FRAME_S, RATE, mel_power
 
-CLIP_S = 4.0
 _HELD_OUT_FIRST = JUDGES.start + len(JUDGES) // 2  # judge seeds from here on test the judges
 _BATCH = 32
 _ONSET_WIDTH = 1.0  # frames: standard deviation of the target around an onset
@@ -131,7 +130,7 @@ def train_judges(
     report = progress or (lambda stage, done, total: None)
     make_folder(folder)
     scenes = [
-        make_scene(split, seed, CLIP_S)
+        make_scene(split, seed)
         for split, count in (("standard", options.standard), ("hard", options.hard))
         for seed in range(JUDGES.start, JUDGES.start + count)
     ]
@@ -215,7 +214,7 @@ def _batches(count: int, size: int, epochs: int, generator: torch.Generator) -> 
 
 def held_out_scenes(split: str, count: int) -> list[Scene]:
     """Scenes that the judges were not trained on, and that nothing else uses."""
-    return [make_scene(split, _HELD_OUT_FIRST + index, CLIP_S) for index in range(count)]
+    return [make_scene(split, _HELD_OUT_FIRST + index) for index in range(count)]
 
 
 def examine(judges: Judges, scenes: Sequence[Scene]) -> dict[str, float]:

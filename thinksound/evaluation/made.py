@@ -17,8 +17,9 @@ from .. import __version__
 from ..errors import InputError
 from ..pipeline import MAX_GUIDANCE, MAX_STEPS, MIN_GUIDANCE, Pipeline, Progress
 from ..runtime.placement import memory_errors
+from ..synthetic.make import CLIP_S
 from ..synthetic.scene import SPLITS
-from ..synthetic.seeds import HELD_OUT
+from ..synthetic.seeds import MEASURED
 from ..training.prepare import fingerprint, prepare_clips
 from ..training.shards import PreparedClips
 from ..training.sources import made_sources
@@ -27,11 +28,9 @@ from .judges import Judges
 from .results import Results
 from .rows import Row, choose, table_rows
 from .scores import ClipScores, score_clip
-from .sounds import CLIP_S, Sounds
+from .sounds import Sounds
 
 EXAMPLES_ROW = "generated"
-# Half of the held-out seeds steer training (`thinksound.training.made`); the others are for measuring.
-MOST_CLIPS = len(HELD_OUT) // 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
-            ("count", self.count, 2, MOST_CLIPS),  # one whose sound is given to another
+            ("count", self.count, 2, len(MEASURED)),  # one whose sound is given to another
             ("batch", self.batch, 1, 1_024),
             ("steps", self.steps, 1, MAX_STEPS),
             ("examples", self.examples, 0, self.count // 2),
@@ -98,7 +97,7 @@ def evaluate_made(
         "preset": pipeline.preset.name,
         "weights": _fingerprint(pipeline),
         "clips of each split": options.count,
-        "first seed": HELD_OUT.start,
+        "first seed": MEASURED.start,
         "guidance scale": scale,
         "steps": options.steps,
         "version": __version__,
@@ -131,14 +130,19 @@ def _share(rows: Sequence[Row], part: tuple[int, int]) -> list[Row]:
 
 def _prepare(pipeline: Pipeline, split: str, count: int, folder: Path, report: Progress) -> Sounds:
     clips = folder / f"clips-{split}"
-    sources = made_sources(split, HELD_OUT[:count])
-    prepare_clips(
+    sources = made_sources(split, MEASURED[:count])
+    prepared = prepare_clips(
         pipeline,
         sources,
         clips,
         duration_s=CLIP_S,
         progress=lambda _, done, total: report(f"{split}, encoding", done, total),
     )
+    if prepared.skipped:  # the others would be held against the wrong truth
+        first = prepared.skipped[0]
+        raise InputError(
+            f"{first.name} cannot be measured ({first.reason}); try --dtype float32, in another output folder"
+        )
     return Sounds(pipeline, split, PreparedClips(clips))
 
 

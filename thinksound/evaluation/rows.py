@@ -32,7 +32,7 @@ class Row:
     key: str
     title: str
     recipe: Recipe
-    swapped: bool = False  # each sound is measured as that of the clip before
+    swapped: bool = False  # each sound is measured as that of the next clip of its sort
 
 
 def table_rows(guidance_scale: float, steps: int) -> tuple[Row, ...]:

@@ -201,8 +201,6 @@ MEASURES = (
     Measure("decay_error", "ring-down error, octaves", ".2f"),
     Measure("pitch", "engine in tune", ".3f"),
 )
-# In the results beside those of the table.
-DETAILS = ("onset_f1_50_plain", "onset_f1_100_plain", "onset_f1_50_learned", "onset_f1_100_learned")
 
 
 def summarise(clips: Sequence[ClipScores], split: str, contradicted: bool = False) -> dict[str, float]:

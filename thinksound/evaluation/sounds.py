@@ -13,7 +13,7 @@ from ..models.mmdit import MMDiT
 from ..pipeline import Pipeline
 from ..sampling.sample import draw_noise, sample_latents
 from ..synthetic.make import make_scene
-from ..synthetic.seeds import HELD_OUT
+from ..synthetic.seeds import MEASURED
 from ..synthetic.texts import describe
 from ..training.shards import PreparedClips
 from .rows import Recipe
@@ -22,16 +22,12 @@ from .spectra import RATE, Waveform, resample
 
 logger = logging.getLogger(__name__)
 
-CLIP_S = 4.0
-
 
 class Sounds:
     """The sounds of one split's clips, made by any recipe."""
 
     def __init__(self, pipeline: Pipeline, split: str, clips: PreparedClips) -> None:
-        self.references = [
-            Reference.of(make_scene(split, HELD_OUT[index], CLIP_S)) for index in range(len(clips))
-        ]
+        self.references = [Reference.of(make_scene(split, MEASURED[index])) for index in range(len(clips))]
         self._contradicting = [Reference.contradicting(each.scene) for each in self.references]
         self._pipeline = pipeline
         self._clips = clips

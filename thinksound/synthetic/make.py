@@ -38,7 +38,10 @@ _ROOMS = (
 _END_S = 0.15  # without impacts, so that each one is heard
 
 
-def make_scene(split: str, seed: int, duration_s: float = 4.0) -> Scene:
+CLIP_S = 4.0  # of a made clip
+
+
+def make_scene(split: str, seed: int, duration_s: float = CLIP_S) -> Scene:
     """Draw a scene. Equal arguments give equal scenes.
 
     Args:

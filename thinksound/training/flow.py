@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import InputError
 from ..models.mmdit import MMDiT
 from ..models.oobleck import AudioVAE
-from .loop import Learner, Update, autocast
+from .loop import Learner, Update, autocast, check_betas, check_least, check_positive
 from .processes import mean_over_processes
 from .shards import Batch, PreparedClips
 
@@ -44,12 +44,12 @@ class FlowOptions:
         for name in ("drop_one", "drop_all"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: give 0 to less than 1")
-        if self.batch < 1:
-            raise InputError(f"batch {self.batch}: give 1 or more")
+        check_least(self, 1, "batch")
+        check_least(self, 0, "weight_decay")
+        check_positive(self, "learning_rate")
+        check_betas(self.betas)
         if not 1 <= self.parts <= self.batch:
             raise InputError(f"parts {self.parts}: give 1 to {self.batch}, the clips of a process's step")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate {self.learning_rate}: give more than 0")
 
 
 def epoch_order(count: int, seed: int, start: int, length: int) -> list[int]:

@@ -46,6 +46,28 @@ Report = Callable[[int, str, Mapping[str, float]], None]
 Writer = Callable[[Mapping[str, nn.Module], Path], None]
 
 
+def check_least(options: object, least: float, *names: str) -> None:
+    """Raise `InputError` where one of these options is below ``least``, infinite, or not a number."""
+    for name in names:
+        value = getattr(options, name)
+        if not least <= value < math.inf:
+            raise InputError(f"{name} {value}: give {least:g} or more")
+
+
+def check_positive(options: object, *names: str) -> None:
+    """Raise `InputError` where one of these options is not above 0, infinite, or not a number."""
+    for name in names:
+        value = getattr(options, name)
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} {value}: give more than 0")
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    """Raise `InputError` where AdamW would refuse them."""
+    if not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"betas {betas[0]:g} and {betas[1]:g}: give 0 to less than 1")
+
+
 @dataclass(frozen=True)
 class LoopOptions:
     """How long, how fast, how often."""
@@ -63,23 +85,13 @@ class LoopOptions:
     keep: bool = False  # every checkpoint, under its step's number
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("steps", 1),
-            ("seed", 0),
-            ("warmup", 0),
-            ("log_every", 1),
-            ("validate_every", 1),
-            ("save_every", 1),
-            ("sample_every", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} {getattr(self, name)}: give {least} or more")
+        check_least(self, 1, "steps", "log_every", "validate_every", "save_every")
+        check_least(self, 0, "seed", "warmup", "sample_every")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay {self.ema_decay}: give 0 to less than 1")
         if not 0 <= self.final_rate <= 1:
             raise InputError(f"final_rate {self.final_rate}: give 0 to 1")
-        if not self.clip_norm > 0:
-            raise InputError(f"clip_norm {self.clip_norm}: give more than 0")
+        check_positive(self, "clip_norm")
 
     def rate_factor(self, step: int) -> float:
         """The learning rate's factor at a step: linear warm-up, then a cosine down to ``final_rate``."""

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..media.files import whole_file
-from ..synthetic.make import make_scene
-from ..synthetic.seeds import HELD_OUT, TRAINING
+from ..synthetic.make import CLIP_S, make_scene
+from ..synthetic.seeds import STEERING, TRAINING
 from ..synthetic.sound import synthesise
 from ..synthetic.stream import encoder_pictures
 from ..synthetic.texts import describe
@@ -23,25 +23,25 @@ from .encoders import Films, sound_targets
 from .loop import Progress
 from .sounds import draw_excerpt
 
-CLIP_S = 4.0  # seconds of a made clip
-HARD_SHARE = 0.4  # of the training clips; both splits are measured
 HELD_OUT_SOUNDS = 64
 PICTURES = 4  # of a clip for MetaCLIP
-# Held-out seeds from here on steer training; those before are for the evaluation alone.
-VALIDATION_FIRST = HELD_OUT.stop // 2
 
 
 def training_clips(count: int, first: int = 0) -> Iterator[tuple[str, int]]:
     """Split and seed of ``count`` training clips, the splits mixed evenly."""
     for index in range(first, first + count):
-        hard = int((index + 1) * HARD_SHARE) > int(index * HARD_SHARE)
-        yield "hard" if hard else "standard", TRAINING[index]
+        yield _split(index), TRAINING[index]
 
 
 def validation_clips(count: int) -> Iterator[tuple[str, int]]:
     """Split and seed of clips that steer training and are in neither training nor evaluation."""
     for index in range(count):
-        yield "hard" if index % 5 in (1, 3) else "standard", VALIDATION_FIRST + index
+        yield _split(index), STEERING[index]
+
+
+def _split(index: int) -> str:
+    """Two of five clips are hard ones, evenly mixed; both splits are measured."""
+    return "hard" if index % 5 in (2, 4) else "standard"
 
 
 class MadeSounds:
@@ -53,7 +53,7 @@ class MadeSounds:
         def sounds(clips: Iterator[tuple[str, int]], total: int) -> Tensor:
             kept = np.empty((total, 2, round(CLIP_S * sample_rate)), np.int16)
             for place, (split, seed) in enumerate(clips):
-                sound = synthesise(make_scene(split, seed, CLIP_S), sample_rate)
+                sound = synthesise(make_scene(split, seed), sample_rate)
                 kept[place] = np.round(sound * 32767)
                 if progress:
                     progress(place + 1, total)
@@ -83,7 +83,7 @@ def film(
     """Draw and synthesise clips for pretraining the picture encoders."""
     small, pictures, targets, captions = [], [], [], []
     for number, (split, seed) in enumerate(clips, start=1):
-        scene = make_scene(split, seed, CLIP_S)
+        scene = make_scene(split, seed)
         for_clip, for_sync = encoder_pictures(scene)
         reduced = F.avg_pool2d(for_sync.movedim(-1, 1).float(), pool)  # (S', 3, H, W)
         small.append(reduced.round().to(torch.uint8).movedim(1, -1))
@@ -118,5 +118,5 @@ class MadeTexts:
     """Chains of thought, and captions for every fourth text."""
 
     def batch(self, step: int, count: int) -> Sequence[str]:
-        texts = [describe(make_scene(*clip, CLIP_S)) for clip in training_clips(count, step * count)]
+        texts = [describe(make_scene(*clip)) for clip in training_clips(count, step * count)]
         return [caption if place % 4 == 3 else cot for place, (caption, cot) in enumerate(texts)]

@@ -26,9 +26,20 @@ from ..encoders.sync import encode_sync
 from ..errors import InputError, ThinkSoundError
 from ..media.files import check_output, make_folder, whole_file
 from ..pipeline import Pipeline, Progress
-from ..presets import Preset
+from ..presets import TINY, Preset
 from ..runtime.placement import memory_errors
-from .shards import INDEX, Batch, Layout, ShardHeader, read_header, shard_path, write_index, write_shard
+from ..synthetic.make import CLIP_S
+from .shards import (
+    INDEX,
+    Batch,
+    Layout,
+    ShardHeader,
+    compact,
+    read_header,
+    shard_path,
+    write_index,
+    write_shard,
+)
 from .sources import Clip, Skipped, Source
 
 SKIPPED = "skipped.csv"
@@ -43,7 +54,7 @@ _TEXTS = 256  # remembered: the windows of a file, and captions that come again
 
 def training_duration(preset: Preset) -> float:
     """Seconds of a training clip: as the published networks were trained, shorter for the tiny ones."""
-    return 4.0 if preset.name == "tiny" else 9.0
+    return CLIP_S if preset == TINY else 9.0
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ class _Work:
                     names.append(clip.name)
                 else:
                     skipped.append(Skipped(clip.name, "its features hold values that are not numbers"))
-            batches.append(Batch(*(part[good] for part in _parts(batch))))
+            batches.append(compact(Batch(*(part[good] for part in _parts(batch)))))
         header = ShardHeader(
             self._layout,
             self._encoders,
@@ -168,6 +179,7 @@ class _Work:
             [[each.name, each.reason] for each in skipped],
         )
         together = Batch(*map(torch.cat, zip(*map(_parts, batches), strict=True))) if names else None
+        batches.clear()
         write_shard(self._folder, number, header, together)
 
     def finish(self) -> Prepared:

@@ -7,6 +7,7 @@ with one thread each do more than one process with two. `scripts/train-tiny` run
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..models.spectrogram_vae import SpectrogramVAE
 from ..models.synchformer import Synchformer
 from ..pipeline import load
 from ..presets import TINY, TINY_VAE
+from ..synthetic.make import CLIP_S
 from .encoders import (
     Films,
     PictureLearner,
@@ -31,9 +33,8 @@ from .encoders import (
     initialise_motion,
 )
 from .flow import FlowLearner, FlowOptions, initialise_mmdit
-from .loop import CHECKPOINT, LoopOptions, Progress, Trainer, read_checkpoint, trainable
+from .loop import CHECKPOINT, Learner, LoopOptions, Progress, Trainer, read_checkpoint, trainable
 from .made import (
-    CLIP_S,
     MadeSounds,
     MadeTexts,
     film,
@@ -44,6 +45,7 @@ from .made import (
 )
 from .prepare import prepare_clips
 from .processes import own_rank
+from .record import declare_run
 from .shards import PreparedClips
 from .sources import MadeSource
 from .spectral_vae import (
@@ -55,6 +57,7 @@ from .spectral_vae import (
 from .tiny import make_tiny, write_network
 
 SEED = 0
+START = "start"  # folder of the random networks
 PROCESSES = 2  # that train the transformer, and prepare its clips
 
 SOUNDS = 2000  # clips whose sound trains the VAE
@@ -76,9 +79,10 @@ FLOW_LOOP = LoopOptions(
 
 
 def start(folder: Path) -> None:
-    """The preset's folder with random networks, if it is not there yet."""
-    if not _preset(folder).exists():
-        make_tiny(_preset(folder))
+    """The preset's folder with random networks, if it is not there yet, and a copy to start from."""
+    for weights in (folder / START, folder / "weights"):
+        if not (weights / TINY.name).exists():
+            make_tiny(weights / TINY.name)
 
 
 def train_vae(folder: Path, progress: Progress | None = None) -> None:
@@ -86,7 +90,7 @@ def train_vae(folder: Path, progress: Progress | None = None) -> None:
     vae = SpectrogramVAE(TINY_VAE)
     initialise_spectrogram_vae(vae, SEED)
     learner = SpectralVAELearner(vae, VAE_OPTIONS, _sounds(progress))
-    Trainer(learner, VAE_LOOP, folder / "vae").run(progress, "vae")
+    _trainer(learner, VAE_LOOP, folder / "vae", VAE_OPTIONS).run(progress, "vae")
 
 
 def refine_vae(folder: Path, progress: Progress | None = None) -> None:
@@ -95,7 +99,7 @@ def refine_vae(folder: Path, progress: Progress | None = None) -> None:
     vae.load_state_dict(read_checkpoint(folder / "vae" / CHECKPOINT)["averages"]["vae"])
     sounds = _sounds(progress)
     learner = SpectralVAELearner(vae, REFINED_OPTIONS, sounds)
-    trainer = Trainer(learner, REFINED_LOOP, folder / "refined-vae")
+    trainer = _trainer(learner, REFINED_LOOP, folder / "refined-vae", REFINED_OPTIONS)
     trainer.run(progress, "refined vae")
     if own_rank() == 0:
         trained = trainer.averages["vae"]
@@ -136,7 +140,7 @@ def make_films(folder: Path, part: int, progress: Progress | None = None) -> Non
     """One part of the clips for the picture encoders, and with the first part the held-out ones."""
     motion = TINY.synchformer
     assert isinstance(motion, MotionConfig)
-    wanted = {f"part-{part}": list(training_clips(FILMS))[part - 1 :: PROCESSES]}
+    wanted = {f"{FILMS}-part-{part}": list(training_clips(FILMS))[part - 1 :: PROCESSES]}
     if part == 1:
         wanted["validation"] = list(validation_clips(VALIDATION_CLIPS))
     (folder / "films").mkdir(parents=True, exist_ok=True)
@@ -147,7 +151,7 @@ def make_films(folder: Path, part: int, progress: Progress | None = None) -> Non
 
 
 def _films(folder: Path) -> tuple[Films, Films]:
-    parts = [folder / "films" / f"part-{part}.safetensors" for part in range(1, PROCESSES + 1)]
+    parts = [folder / "films" / f"{FILMS}-part-{part}.safetensors" for part in range(1, PROCESSES + 1)]
     return read_films(parts), read_films([folder / "films" / "validation.safetensors"])
 
 
@@ -156,28 +160,28 @@ def train_sync(folder: Path, progress: Progress | None = None) -> None:
     synchformer = Synchformer(TINY.synchformer)
     initialise_motion(synchformer, SEED)
     learner = SyncLearner(synchformer, SYNC_OPTIONS, *_films(folder), SEED)
-    trainer = Trainer(learner, SYNC_LOOP, folder / "sync")
+    trainer = _trainer(learner, SYNC_LOOP, folder / "sync", SYNC_OPTIONS)
     trainer.run(progress, "sync")
     _install(folder, "synchformer.safetensors", trainer.averages["synchformer"])
 
 
 def train_pictures(folder: Path, progress: Progress | None = None) -> None:
     """MetaCLIP."""
-    metaclip = load_metaclip(folder / "weights", TINY.weights["metaclip"], torch.float32)
+    metaclip = load_metaclip(folder / START, TINY.weights["metaclip"], torch.float32)
     trainable(metaclip.model)
     calm(metaclip.model)
     learner = PictureLearner(metaclip, PICTURE_OPTIONS, *_films(folder))
-    trainer = Trainer(learner, PICTURE_LOOP, folder / "pictures")
+    trainer = _trainer(learner, PICTURE_LOOP, folder / "pictures", PICTURE_OPTIONS)
     trainer.run(progress, "pictures")
     _install(folder, "metaclip/model.safetensors", trainer.averages["metaclip"])
 
 
 def train_texts(folder: Path, progress: Progress | None = None) -> None:
     """T5."""
-    t5 = load_t5(folder / "weights", TINY.weights["t5"], torch.float32)
+    t5 = load_t5(folder / START, TINY.weights["t5"], torch.float32)
     trainable(t5.model)
     learner = TextLearner(t5, MadeTexts(), batch=32, learning_rate=1e-3, seed=SEED)
-    trainer = Trainer(learner, TEXT_LOOP, folder / "texts")
+    trainer = _trainer(learner, TEXT_LOOP, folder / "texts")
     trainer.run(progress, "texts")
     _install(folder, "t5/model.safetensors", trainer.averages["t5"])
 
@@ -203,23 +207,37 @@ def prepare(folder: Path, part: int, progress: Progress | None = None) -> None:
 def train_dit(folder: Path, progress: Progress | None = None) -> None:
     """The transformer; one of `PROCESSES` that share the work if ``torch.distributed`` runs."""
     rank = own_rank()
-    dit = load_mmdit(folder / "weights", TINY.weights["dit"], TINY.mmdit, torch.float32)
+    dit = load_mmdit(folder / START, TINY.weights["dit"], TINY.mmdit, torch.float32)
     trainable(dit)
     initialise_mmdit(dit, SEED)
+    clips = PreparedClips(folder / "clips")
     learner = FlowLearner(
         dit,
         FLOW_OPTIONS,
-        PreparedClips(folder / "clips"),
+        clips,
         PreparedClips(folder / "validation"),
         seed=SEED,
         rank=rank,
         processes=dist.get_world_size() if dist.is_initialized() else 1,
     )
-    trainer = Trainer(learner, FLOW_LOOP, folder / "dit")
+    trainer = _trainer(learner, FLOW_LOOP, folder / "dit", FLOW_OPTIONS, clips.made_by)
     trainer.run(progress, "dit")
     if rank == 0:
         _install(folder, "mmdit.safetensors", trainer.averages["dit"])
         seal(_preset(folder))
+
+
+def _trainer(
+    learner: Learner,
+    loop: LoopOptions,
+    folder: Path,
+    options: PretrainingOptions | SpectralVAEOptions | FlowOptions | None = None,
+    data: Mapping[str, str] | None = None,
+) -> Trainer:
+    """Trains a stage in its folder; refuses one in which the stage began with other settings or data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    declare_run(folder, {**vars(loop), **(vars(options) if options else {}), **(data or {})}, {})
+    return Trainer(learner, loop, folder)
 
 
 def _preset(folder: Path) -> Path:

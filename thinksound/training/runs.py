@@ -23,7 +23,7 @@ from ..presets import Preset, get_preset
 from ..runtime.placement import detect_machine, memory_errors
 from .flow import FlowLearner, FlowOptions, initialise_mmdit, recompute_blocks
 from .log import check_tensorboard
-from .loop import Learner, LoopOptions, Progress, Report, Trainer, trainable
+from .loop import Learner, LoopOptions, Progress, Report, Trainer, check_least, trainable
 from .lora import Adapter, LoRAOptions, check_peft
 from .processes import Process, joined
 from .record import declare_run, short_hash
@@ -78,6 +78,9 @@ class DiTRun:
     tensorboard: bool = False
     device: str = "auto"
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "samples")
 
 
 def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | None = None) -> None:
@@ -176,7 +179,7 @@ def train_vae(run: VAERun, progress: Progress | None = None, report: Report | No
     preset = get_preset(run.preset)
     if run.tensorboard:
         check_tensorboard()
-    sounds = FolderSounds(run.data, preset.vae.sample_rate)
+    sounds = FolderSounds(run.data, preset.vae.sample_rate, without=run.folder)
     options = _vae_options(preset, run.recipe)
     with joined(run.device) as process, memory_errors(_VAE_ADVICE):
         dtype = _number_format(run.dtype, process.device)

@@ -32,7 +32,7 @@ _HEADER = "thinksound"  # one entry, because several would be written in random 
 
 @dataclass(frozen=True)
 class Batch:
-    """Features of B clips, float32."""
+    """Features of B clips; float32 but in a shard."""
 
     clip_features: Tensor  # (B, V, Dc) MetaCLIP pictures; zeros without video
     sync_features: Tensor  # (B, S, Ds) Synchformer; zeros without video
@@ -108,15 +108,19 @@ def write_shard(folder: Path, number: int, header: ShardHeader, clips: Batch | N
     """
     tensors = {}
     if clips is not None:
-        tensors = {name: _compact(getattr(clips, name)) for name in _FEATURES}
-        tensors["has_video"] = clips.has_video
+        tensors = vars(compact(clips))
     text = json.dumps({"format": FORMAT, **asdict(header)}, sort_keys=True)
     with whole_file(shard_path(folder, number)) as temporary:
         temporary.write_bytes(save(tensors, metadata={_HEADER: text}))
 
 
+def compact(clips: Batch) -> Batch:
+    """Clips in the number formats of a shard."""
+    return Batch(*(_compact(getattr(clips, name)) for name in _FEATURES), clips.has_video)
+
+
 def _compact(tensor: Tensor) -> Tensor:
-    fits = tensor.abs().max() <= torch.finfo(torch.float16).max
+    fits = not tensor.numel() or tensor.abs().max() <= torch.finfo(torch.float16).max
     return tensor.to(torch.float16 if fits else torch.bfloat16).contiguous()
 
 

@@ -28,11 +28,23 @@ _THREADS = 8
 class FolderSounds:
     """Excerpts of the audio and video files in a folder and the folders in it.
 
-    One file in twenty is held out. Of each file the first three minutes are used.
+    One file in twenty is held out, 32 at most. Of each file the first three minutes are used.
     """
 
-    def __init__(self, folder: Path, sample_rate: int, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sample_rate: int,
+        cache_bytes: int = CACHE_BYTES,
+        without: Path | None = None,
+    ) -> None:
         """
+        Args:
+            folder: of the files.
+            sample_rate: in Hz, to which they are brought.
+            cache_bytes: of decoded sound that is kept in memory.
+            without: a folder whose files are not meant, such as that of the run.
+
         Raises:
             InputError: there are no two files.
         """
@@ -41,7 +53,10 @@ class FolderSounds:
         files = sorted(
             path
             for path in folder.rglob("*")
-            if path.is_file() and path.suffix.lower() not in _NO_MEDIA and not path.name.startswith(".")
+            if path.is_file()
+            and path.suffix.lower() not in _NO_MEDIA
+            and not path.name.startswith(".")
+            and (without is None or not path.resolve().is_relative_to(without.resolve()))
         )
         if len(files) < 2:
             raise InputError(f"{folder}: {len(files)} files; give a folder with at least two sounds")

@@ -157,6 +157,8 @@ class FileSource:
 def _cut(frames: Tensor | None, start: int, count: int) -> Tensor | None:
     if frames is None:
         return None
+    if start + count <= len(frames):
+        return frames[start : start + count]  # no copy: a file's clips share its pictures
     return frames[torch.arange(start, start + count).clamp(max=len(frames) - 1)]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.spectrogram_vae import SpectrogramVAE
 from ..models.spectrum import SIDE_BANDS, analyse, frame_channels
-from .loop import Learner, Update, autocast
+from .loop import Learner, Update, autocast, check_betas, check_least, check_positive
 from .vae import Sounds
 
 
@@ -25,6 +25,12 @@ class SpectralVAEOptions:
     side_weight: float = 1.0
     hearing: bool = False  # frequencies count as the ear resolves them, low ones more
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "batch", "excerpt")
+        check_least(self, 0, "kl_weight", "amplitude_weight", "side_weight")
+        check_positive(self, "learning_rate")
+        check_betas(self.betas)
 
 
 def mel_slope(sample_rate: int, bins: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import OobleckConfig
 from ..models.oobleck import AudioVAE, ResidualUnit, WeightNormConv, WeightNormConvTranspose
-from .loop import Learner, Update, autocast, seeded
+from .loop import Learner, Update, autocast, check_betas, check_least, check_positive, seeded
 from .spectral import (
     Discriminator,
     Verdicts,
@@ -52,6 +52,13 @@ class VAEOptions:
     feature_weight: float = 5.0
     kl_weight: float = 1e-4
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "batch", "excerpt", "discriminator_channels")
+        weights = ("spectral_weight", "adversarial_weight", "feature_weight", "kl_weight")
+        check_least(self, 0, "adversarial_from", *weights)
+        check_positive(self, "learning_rate", "discriminator_rate")
+        check_betas(self.betas)
 
 
 class VAELearner(Learner):
