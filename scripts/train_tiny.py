@@ -27,6 +27,7 @@ PLAN: tuple[tuple[tuple[str, ...], ...] | str, ...] = (
     "refine_vae",
     tuple((f"prepare {part}",) for part in PARTS),
     "train_dit",
+    "refine_dit",
 )
 
 
@@ -38,6 +39,7 @@ CURVES = (
     ("pictures", "validation", "contrast", "MetaCLIP: contrastive loss"),
     ("texts", "train", "right", "T5: hidden words filled in rightly"),
     ("dit", "validation", "loss", "transformer: flow-matching loss"),
+    ("refined-dit", "validation", "loss", "transformer refined: the same"),
 )
 
 
@@ -97,8 +99,11 @@ def draw(folder: Path) -> None:
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    figure = Figure(figsize=(11, 6), dpi=80, layout="constrained")
-    for axes, (stage, kind, name, title) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+    figure = Figure(figsize=(14, 6), dpi=80, layout="constrained")
+    panels = figure.subplots(2, 4).flatten()
+    for axes in panels[len(CURVES) :]:
+        axes.axis("off")
+    for axes, (stage, kind, name, title) in zip(panels, CURVES, strict=False):
         shown = [row for row in rows if (row["stage"], row["kind"], row["name"]) == (stage, kind, name)]
         axes.plot([int(row["step"]) for row in shown], [float(row["value"]) for row in shown])
         axes.set(title=title, xlabel="step")

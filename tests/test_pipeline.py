@@ -69,13 +69,13 @@ def test_each_condition_changes_the_sound(pipeline, clips):
 
 def test_guidance_is_the_presets_where_none_is_given(pipeline, clips):
     left_out = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST)
-    given = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST, guidance_scale=2.0)
+    given = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST, guidance_scale=4.0)
     assert torch.equal(left_out.latents, given.latents)
-    assert left_out.metadata["cfg_scale"] == "2"
+    assert left_out.metadata["cfg_scale"] == "4"
     assert {preset.name: preset.guidance_scale for preset in PRESETS.values()} == {
         "thinksound-light": 5.0,
         "thinksound": 5.0,
-        "tiny": 2.0,
+        "tiny": 4.0,
     }
     _, latents = pipeline.sample(left_out.features, left_out.video.duration_s, FAST)
     assert torch.equal(latents, given.latents)
@@ -167,7 +167,7 @@ def test_texts_that_are_none_are_refused(pipeline, clips, name, text):
 
 
 def test_numbers_of_numpy_are_numbers(pipeline, clips):
-    given = Options(np.int64(2), np.float32(2), np.uint32(3), np.float64(1.0))
+    given = Options(np.int64(2), np.float32(4), np.uint32(3), np.float64(1.0))
     plain = pipeline(clips / "cfr25_1p0s.mp4", options=FAST)
     assert torch.equal(pipeline(clips / "cfr25_1p0s.mp4", options=given).latents, plain.latents)
 

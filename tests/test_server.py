@@ -115,7 +115,7 @@ def test_the_answer_is_the_video_with_sound(server: Server, clips: Path, tmp_pat
         assert (sound.codec_context.name, sound.rate, sound.channels) == ("aac", 16_000, 2)
         assert float(sound.duration * sound.time_base) == pytest.approx(1.0, abs=1e-3)
         assert float(container.streams.video[0].duration * container.streams.video[0].time_base) == 1.0
-        wanted = {"seed": "7", "caption": "rain", "cot": "soft rain", "preset": "tiny", "cfg_scale": "2"}
+        wanted = {"seed": "7", "caption": "rain", "cot": "soft rain", "preset": "tiny", "cfg_scale": "4"}
         assert wanted.items() <= container.metadata.items()
 
     metrics = answer["metrics"]

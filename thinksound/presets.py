@@ -69,7 +69,7 @@ FULL = replace(
 )
 TINY = Preset(
     name="tiny",
-    summary="every network at a small size with random weights, bundled; makes noise, proves the pipeline",
+    summary="every network at a small size, bundled; trained on made clips, knows their sounds alone",
     mmdit=TINY_MMDIT,
     vae=TINY_VAE,
     synchformer=TINY_SYNCHFORMER,
@@ -87,7 +87,7 @@ TINY = Preset(
         "dit": 3_583_200,
         "vae": 868_740,
     },
-    guidance_scale=2.0,
+    guidance_scale=4.0,
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LIGHT, FULL, TINY)}

@@ -16,7 +16,7 @@ def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> 
         "--preset",
         choices=list(PRESETS),
         default=preset,
-        help=f"(default: {preset}); tiny is bundled: random weights that prove the pipeline",
+        help=f"(default: {preset}); tiny is bundled: small, trained on made clips",
     )
     add_weights_dir(model)
     model.add_argument(

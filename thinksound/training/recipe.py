@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..checkpoints.checksums import seal
 from ..checkpoints.load import load_metaclip, load_mmdit, load_t5
 from ..config import MotionConfig
+from ..models.mmdit import MMDiT
 from ..models.spectrogram_vae import SpectrogramVAE
 from ..models.synchformer import Synchformer
 from ..pipeline import load
@@ -76,6 +77,9 @@ FLOW_OPTIONS = FlowOptions(batch=16, learning_rate=1.5e-3, weight_decay=0.01, dt
 FLOW_LOOP = LoopOptions(
     steps=2200, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
 )
+# A second run from the first one's averages: warm again, and down to almost nothing.
+REFINED_FLOW_OPTIONS = replace(FLOW_OPTIONS, learning_rate=1e-3)
+REFINED_FLOW_LOOP = replace(FLOW_LOOP, steps=1200, seed=SEED + 1, warmup=50)
 
 
 def start(folder: Path) -> None:
@@ -205,26 +209,33 @@ def prepare(folder: Path, part: int, progress: Progress | None = None) -> None:
 
 
 def train_dit(folder: Path, progress: Progress | None = None) -> None:
-    """The transformer; one of `PROCESSES` that share the work if ``torch.distributed`` runs."""
-    rank = own_rank()
+    """The transformer's first part; one of `PROCESSES` that share the work if ``torch.distributed`` runs."""
     dit = load_mmdit(folder / START, TINY.weights["dit"], TINY.mmdit, torch.float32)
     trainable(dit)
     initialise_mmdit(dit, SEED)
-    clips = PreparedClips(folder / "clips")
-    learner = FlowLearner(
-        dit,
-        FLOW_OPTIONS,
-        clips,
-        PreparedClips(folder / "validation"),
-        seed=SEED,
-        rank=rank,
-        processes=dist.get_world_size() if dist.is_initialized() else 1,
-    )
-    trainer = _trainer(learner, FLOW_LOOP, folder / "dit", FLOW_OPTIONS, clips.made_by)
-    trainer.run(progress, "dit")
-    if rank == 0:
-        _install(folder, "mmdit.safetensors", trainer.averages["dit"])
-        seal(_preset(folder))
+    _train_dit(folder, dit, FLOW_OPTIONS, FLOW_LOOP, "dit", progress)
+
+
+def refine_dit(folder: Path, progress: Progress | None = None) -> None:
+    """The transformer's second part, shared like the first."""
+    dit = load_mmdit(folder / START, TINY.weights["dit"], TINY.mmdit, torch.float32)
+    trainable(dit)
+    dit.load_state_dict(read_checkpoint(folder / "dit" / CHECKPOINT)["averages"]["dit"])
+    trained = _train_dit(folder, dit, REFINED_FLOW_OPTIONS, REFINED_FLOW_LOOP, "refined-dit", progress)
+    if own_rank() == 0:
+        _install(folder, "mmdit.safetensors", trained)
+
+
+def _train_dit(
+    folder: Path, dit: MMDiT, options: FlowOptions, loop: LoopOptions, stage: str, progress: Progress | None
+) -> nn.Module:
+    """Train a transformer in the stage's folder; returns the averaged one."""
+    clips, validation = PreparedClips(folder / "clips"), PreparedClips(folder / "validation")
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    learner = FlowLearner(dit, options, clips, validation, loop.seed, own_rank(), processes)
+    trainer = _trainer(learner, loop, folder / stage, options, clips.made_by)
+    trainer.run(progress, stage)
+    return trainer.averages["dit"]
 
 
 def _trainer(
