@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def write_shard(folder: Path, number: int, header: ShardHeader, clips: Batch | N
 
 def compact(clips: Batch) -> Batch:
     """Clips in the number formats of a shard."""
-    return Batch(*(_compact(getattr(clips, name)) for name in _FEATURES), clips.has_video)
+    return replace(clips, **{name: _compact(getattr(clips, name)) for name in _FEATURES})
 
 
 def _compact(tensor: Tensor) -> Tensor:
