@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from listeners import write_ast, write_clap
 
 PARITY = Path(__file__).parent / "parity"
 CLIPS = PARITY / "features" / "clips"
@@ -27,6 +28,15 @@ def clips() -> Path:
 @pytest.fixture(scope="session")
 def frames_reference(parity: Path) -> dict:
     return json.loads((parity / "features" / "frames.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def listener_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder with the tagger and CLAP; not to be changed."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_ast(folder)
+    write_clap(folder)
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import torch
 from clips import render
-from listeners import SMALL_OFFSET, without_favourite, write_ast, write_clap
+from listeners import SMALL_OFFSET, without_favourite
 from reference import seeded
 
 from thinksound.errors import InputError, MediaError
@@ -57,16 +57,8 @@ def silent(*progress: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    write_ast(folder)
-    write_clap(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def networks(weights) -> Networks:
-    return Networks(load_tagger(weights), load_clap(weights))
+def networks(listener_weights) -> Networks:
+    return Networks(load_tagger(listener_weights), load_clap(listener_weights))
 
 
 @pytest.fixture(scope="module")
@@ -343,14 +335,13 @@ def thinksound(*arguments: object, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def test_the_command_writes_numbers_reasons_and_notes(tmp_path, weights):
+def test_the_command_writes_numbers_reasons_and_notes(tmp_path, listener_weights):
     made, true = folders(tmp_path)
     (true / "c.wav").unlink()
     (tmp_path / "table.csv").write_text("file,caption\na,a tone\nb,a hiss\n")
     result = tmp_path / "results.json"
-    done = thinksound(
-        made, "--reference", true, "--captions", tmp_path / "table.csv", "-o", result, "--weights", weights
-    )
+    files = [made, "--reference", true, "--captions", tmp_path / "table.csv", "-o", result]
+    done = thinksound(*files, "--weights", listener_weights)
     assert done.returncode == 0, done.stderr
     content = json.loads(result.read_text())
     assert list(content["metrics"]) == ["fd", "fd-clap", "kl", "is", "clap"]

@@ -22,7 +22,6 @@ from listeners import (
     library_name,
     without_favourite,
     write_ast,
-    write_clap,
     write_synchformer,
 )
 from parity.procedural import draw, fill_state_dict, load_manifest
@@ -199,33 +198,24 @@ def test_the_file_of_two_networks_is_verified_once(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """A weights folder with the tagger and CLAP; not to be changed."""
-    folder = tmp_path_factory.mktemp("weights")
-    write_ast(folder)
-    write_clap(folder)
-    return folder
+def tagger(listener_weights) -> Tagger:
+    return load_tagger(listener_weights)
 
 
 @pytest.fixture(scope="module")
-def tagger(weights) -> Tagger:
-    return load_tagger(weights)
-
-
-@pytest.fixture(scope="module")
-def clap(weights) -> Clap:
-    return load_clap(weights)
+def clap(listener_weights) -> Clap:
+    return load_clap(listener_weights)
 
 
 def sound(rate: int, seconds: float, seed: str = "sound") -> Tensor:
     return torch.from_numpy(draw(f"{seed}{rate}", (round(rate * seconds),))) * 0.1
 
 
-def test_tagger_holds_the_published_tensors_and_gives_what_they_give(weights, tagger):
+def test_tagger_holds_the_published_tensors_and_gives_what_they_give(listener_weights, tagger):
     """The library's own class, filled by hand from the same file, on the same spectrogram."""
     assert (tagger.rate, tagger.window_s) == (16_000, pytest.approx(10.24))
     network = ASTForAudioClassification(SMALL_AST).eval()
-    tensors = load_file(weights / AST / "model.safetensors")
+    tensors = load_file(listener_weights / AST / "model.safetensors")
     network.load_state_dict({library_name(name): value for name, value in tensors.items()}, strict=True)
     heard = tagger(sound(16_000, 4))
     inputs = tagger._features(sound(16_000, 4).numpy(), sampling_rate=16_000, return_tensors="pt")
@@ -236,10 +226,10 @@ def test_tagger_holds_the_published_tensors_and_gives_what_they_give(weights, ta
     assert_close(heard.embedding, tokens[0, :2].mean(dim=0))
 
 
-def test_clap_holds_the_published_tensors_and_gives_what_they_give(weights, clap):
+def test_clap_holds_the_published_tensors_and_gives_what_they_give(listener_weights, clap):
     assert (clap.rate, clap.window_s) == (48_000, 10)
     network = ClapModel(SMALL_CLAP).eval()
-    network.load_state_dict(torch.load(weights / CLAP / "pytorch_model.bin"), strict=True)
+    network.load_state_dict(torch.load(listener_weights / CLAP / "pytorch_model.bin"), strict=True)
     ids = [0, *(clap._tokenizer.convert_tokens_to_ids(letter) for letter in "oak"), 2]
     inputs = clap._features(sound(48_000, 4).numpy(), sampling_rate=48_000, return_tensors="pt")
     with torch.inference_mode():
@@ -303,15 +293,15 @@ def spoil(folder: Path, change: str) -> None:
         ("another network", "describes a 'vit' network"),
     ],
 )
-def test_a_folder_that_is_not_the_published_one_is_refused(tmp_path, weights, change, says):
-    shutil.copytree(weights / AST, tmp_path / AST)
+def test_a_folder_that_is_not_the_published_one_is_refused(tmp_path, listener_weights, change, says):
+    shutil.copytree(listener_weights / AST, tmp_path / AST)
     spoil(tmp_path / AST, change)
     with pytest.raises(WeightsError, match=says):
         load_tagger(tmp_path)
 
 
-def test_a_tokenizer_with_more_words_than_the_network_is_refused(tmp_path, weights):
-    shutil.copytree(weights / CLAP, tmp_path / CLAP)
+def test_a_tokenizer_with_more_words_than_the_network_is_refused(tmp_path, listener_weights):
+    shutil.copytree(listener_weights / CLAP, tmp_path / CLAP)
     vocabulary = json.loads((tmp_path / CLAP / "vocab.json").read_text())
     (tmp_path / CLAP / "vocab.json").write_text(json.dumps(vocabulary | {"word": len(vocabulary)}))
     with pytest.raises(WeightsError, match="the tokenizer has 262 tokens, the network 261"):
