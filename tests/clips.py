@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,23 @@ def number_of(picture: np.ndarray) -> int:
     return bits
 
 
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Undo what SVT-AV1 does, where it may, as root: it makes the thread that calls it a real-time one.
+
+    Such a thread, and every process that it starts from then on, keeps all others from running.
+    """
+    if not hasattr(os, "sched_setscheduler"):  # Linux alone
+        yield
+        return
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameter)
+
+
+@usual_priority()
 def render(
     path: Path,
     *,

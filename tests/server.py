@@ -203,7 +203,7 @@ class Server:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            self.process.wait(20)
         for prediction in set(re.findall(r'"prediction_id":"(\w+)"', self.log.read_text())):
             shutil.rmtree(COG_FOLDERS / prediction, ignore_errors=True)
 

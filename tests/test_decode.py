@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -399,6 +400,14 @@ def test_awkward_files_simply_work(tmp_path: Path, case: str) -> None:
     expected = expected_indices(video.timeline.times, 25, 25)
     if case != "odd sides":
         assert numbers(video.sync_frames) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="priorities are read on Linux alone")
+def test_rendering_av1_leaves_the_priority_of_the_tests_alone(tmp_path: Path) -> None:
+    """Else all later tests, and the servers they start, would be real-time processes, which starve others."""
+    before = os.sched_getscheduler(0)
+    make.render(tmp_path / "new.mkv", codec="libsvtav1", options={"preset": "12"})
+    assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize(
