@@ -186,6 +186,8 @@ def test_running_out_of_memory_says_what_to_try():
             raise error
     with pytest.raises(PlacementError, match="out of main memory"), memory_errors():
         torch.empty(2**60)
+    with pytest.raises(PlacementError, match=r"out of main memory \(oneDNN .*; try"), memory_errors():
+        raise RuntimeError("could not create a primitive")
     for said in ("CUDA error: out of memory\nCUDA kernel errors ...", "CUBLAS_STATUS_ALLOC_FAILED"):
         with pytest.raises(PlacementError, match="out of GPU memory; try"), memory_errors():
             raise torch.AcceleratorError(said)

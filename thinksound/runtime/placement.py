@@ -31,6 +31,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Parts of PyTorch's messages, and what they mean.
 _OUT_OF_MEMORY = {
     "can't allocate memory": "out of main memory",
+    # oneDNN's only word for it, also where its generated code finds no room.
+    "could not create a primitive": "out of main memory (oneDNN could not create a primitive)",
     "CUDA error: out of memory": "out of GPU memory",
     "CUBLAS_STATUS_ALLOC_FAILED": "out of GPU memory",
     "CUDNN_STATUS_ALLOC_FAILED": "out of GPU memory",
