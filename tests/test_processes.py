@@ -271,6 +271,12 @@ def test_an_interrupt_leaves_nothing_behind(clips, tmp_path, way):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_command_leaves_its_caller_as_it_was(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["info"]) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_an_interrupt_while_the_video_is_written_leaves_no_part_of_it(tmp_path):
     clip = make.render(tmp_path / "clip.mkv", codec="ffv1", frames=400, size=(640, 480))
     command = ["generate", clip, "--preset", "tiny", "--steps", "1", "-o", "out.mp4", "--audio", "out.wav"]
