@@ -18,7 +18,7 @@ from thinksound.media.files import make_folder
 from thinksound.synthetic.clips import write_clip
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.scene import SPLITS
-from thinksound.synthetic.seeds import HELD_OUT
+from thinksound.synthetic.seeds import MEASURED
 from thinksound.synthetic.sound import synthesise
 from thinksound.synthetic.texts import describe
 
@@ -45,9 +45,9 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     split, number, folder = arguments.split, arguments.clip, arguments.output
-    if number not in HELD_OUT:
+    if number not in MEASURED:
         raise thinksound.InputError(
-            f"--clip {number}: give 0 to {HELD_OUT[-1]}; tiny has seen the others while it was trained"
+            f"--clip {number}: give 0 to {MEASURED[-1]}; the others trained tiny or steered its training"
         )
     options = thinksound.Options(arguments.steps, arguments.cfg_scale, arguments.seed)
     make_folder(folder)

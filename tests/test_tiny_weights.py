@@ -23,7 +23,7 @@ from thinksound.presets import TINY
 from thinksound.sampling.sample import draw_noise, sample_latents
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.scene import SPLITS
-from thinksound.synthetic.seeds import HELD_OUT
+from thinksound.synthetic.seeds import MEASURED
 from thinksound.synthetic.texts import describe
 from thinksound.training.tiny import make_tiny
 
@@ -129,7 +129,7 @@ def test_words_of_sound_are_single_tokens(metaclip: MetaCLIP, t5: T5Text) -> Non
 
 
 def test_texts_of_made_clips_fit_into_the_tokens_that_are_read(metaclip: MetaCLIP, t5: T5Text) -> None:
-    texts = [describe(make_scene(split, seed)) for split in SPLITS for seed in HELD_OUT[:150]]
+    texts = [describe(make_scene(split, seed)) for split in SPLITS for seed in MEASURED[:150]]
     captions = [len(metaclip.tokenizer(caption)["input_ids"]) for caption, _ in texts]
     descriptions = [len(t5.tokenizer(cot)["input_ids"]) for _, cot in texts]
     assert max(captions) <= TEXT_LENGTH
