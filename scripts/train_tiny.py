@@ -43,7 +43,7 @@ CURVES = (
 )
 
 
-def run_stage(folder: Path, stage: str) -> None:
+def run_stage(folder: Path, stage: str, extent: recipe.Extent) -> None:
     """One stage in this process, on one thread."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -52,16 +52,16 @@ def run_stage(folder: Path, stage: str) -> None:
         dist.init_process_group("gloo")
     bars = Bars(quiet=dist.is_initialized() and dist.get_rank() > 0)
     try:
-        getattr(recipe, name)(folder, *map(int, part), progress=bars)
+        getattr(recipe, name)(folder, *map(int, part), extent=extent, progress=bars)
     except ThinkSoundError as error:
         sys.exit(f"train-tiny: error: {error}")
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def run_lines(folder: Path, lines: tuple[tuple[str, ...], ...]) -> None:
+def run_lines(arguments: list[str], lines: tuple[tuple[str, ...], ...]) -> None:
     """Lines of stages side by side, each stage in a process of its own."""
-    command = [sys.executable, __file__, str(folder), "--stage"]
+    command = [sys.executable, __file__, *arguments, "--stage"]
     waiting = [list(line) for line in lines]
     running: dict[int, subprocess.Popen[bytes]] = {}
     while any(waiting) or running:
@@ -81,11 +81,13 @@ def run_lines(folder: Path, lines: tuple[tuple[str, ...], ...]) -> None:
             sys.exit(f"a stage failed (exit status {failed}); run scripts/train-tiny again to go on")
 
 
-def run_shared(folder: Path, stage: str) -> None:
+def run_shared(arguments: list[str], stage: str) -> None:
     """A stage in processes that train as one."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={recipe.PROCESSES}"]
-    command = [*torchrun, "--standalone", __file__, str(folder), "--stage", stage]
-    if failed := subprocess.run(command).returncode:
+    command = [*torchrun, "--standalone", __file__, *arguments, "--stage", stage]
+    # Otherwise torchrun warns that it sets this.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    if failed := subprocess.run(command, env=environment).returncode:
         sys.exit(f"a stage failed (exit status {failed}); run scripts/train-tiny again to go on")
 
 
@@ -111,21 +113,31 @@ def draw(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the bundled tiny model from nothing.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/tiny"), help="default: runs/tiny")
+    parser = argparse.ArgumentParser(
+        prog="scripts/train-tiny",
+        description="Train the bundled tiny model from nothing; goes on where it was.",
+    )
+    parser.add_argument("folder", nargs="?", type=Path, help="default: runs/tiny, or runs/tiny-trial")
+    parser.add_argument(
+        "--trial",
+        action="store_true",
+        help="a few clips and two steps of every stage: shows that all of it runs",
+    )
     parser.add_argument("--stage", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.stage:
-        run_stage(arguments.folder, arguments.stage)
+    options = parser.parse_args()
+    folder = options.folder or Path("runs", "tiny-trial" if options.trial else "tiny")
+    if options.stage:
+        run_stage(folder, options.stage, recipe.TRIAL if options.trial else recipe.FULL)
         return
-    recipe.start(arguments.folder)
+    recipe.start(folder)
+    arguments = [str(folder), *(["--trial"] if options.trial else [])]
     for step in PLAN:
         if isinstance(step, str):
-            run_shared(arguments.folder, step)
+            run_shared(arguments, step)
         else:
-            run_lines(arguments.folder, step)
-    draw(arguments.folder)
-    print(f"trained: {arguments.folder / 'weights' / 'tiny'}")
+            run_lines(arguments, step)
+    draw(folder)
+    print(f"trained: {folder / 'weights' / 'tiny'}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""A short training from nothing, on features that the bundled encoders make: three minutes on two cores.
+"""Trainings that take minutes, by ``scripts/train-smoke``: not part of the default run.
 
-Not part of the default run: ``scripts/train-smoke``. It notices what no unit test does, such as a sign
-that is wrong in two places or a condition that never arrives: sounds then lie where chance puts them.
+The first notices what no unit test does, such as a sign that is wrong in two places or a condition that
+never arrives: sounds then lie where chance puts them.
 """
 
 from __future__ import annotations
 
+import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from thinksound.training.sources import MadeSource
 CLIPS, MEASURED = 200, 24
 STEPS = 400
 F1, CHANCE = 0.6, 0.35
+TRAIN_TINY = Path(__file__).parent.parent / "scripts" / "train_tiny.py"
 
 
 def strikes(seeds: range, count: int) -> list[int]:
@@ -83,3 +87,21 @@ def test_a_short_training_puts_sounds_where_they_are_seen(tmp_path):
     print(f"F1 within 50 ms: {own.f1:.3f}, under other clips {other.f1:.3f}")
     assert own.f1 >= F1
     assert other.f1 <= CHANCE
+
+
+@pytest.mark.training
+def test_the_recipe_of_tiny_runs_from_its_start_to_its_end(tmp_path):
+    command = [sys.executable, TRAIN_TINY, tmp_path, "--trial"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+
+    start, trained = tmp_path / "start" / "tiny", tmp_path / "weights" / "tiny"
+    files = [file.relative_to(start) for file in start.rglob("*.safetensors")]
+    assert len(files) == 5
+    unchanged = [file for file in files if (start / file).read_bytes() == (trained / file).read_bytes()]
+    assert not unchanged
+    load("tiny", tmp_path / "weights", devices="cpu")  # verifies checksums, names and sizes
+    with (tmp_path / "log.csv").open(newline="") as stream:
+        stages = {row["stage"] for row in csv.DictReader(stream)}
+    assert stages == {"vae", "refined-vae", "sync", "pictures", "texts", "dit", "refined-dit"}
+    assert (tmp_path / "curve.png").stat().st_size > 10_000

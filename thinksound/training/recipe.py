@@ -8,7 +8,7 @@ with one thread each do more than one process with two. `scripts/train-tiny` run
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,7 +61,25 @@ SEED = 0
 START = "start"  # folder of the random networks
 PROCESSES = 2  # that train the transformer, and prepare its clips
 
-SOUNDS = 2000  # clips whose sound trains the VAE
+
+@dataclass(frozen=True)
+class Extent:
+    """How many clips each stage draws, and how long it trains."""
+
+    sounds: int = 2000  # whose sound trains the VAE
+    films: int = 2400  # that train the picture encoders
+    clips: int = 3600  # that train the transformer
+    validation: int = 96
+    most_steps: int | None = None  # of each stage; None is as many as its options say
+
+    def loop(self, options: LoopOptions) -> LoopOptions:
+        """The options of a stage, with no more than ``most_steps``."""
+        return replace(options, steps=min(options.steps, self.most_steps or options.steps))
+
+
+FULL = Extent()
+TRIAL = Extent(sounds=8, films=8, clips=8, validation=4, most_steps=2)  # everything once, for nothing
+
 VAE_OPTIONS = SpectralVAEOptions(
     batch=8, excerpt=48, learning_rate=1.5e-3, kl_weight=5e-6, dtype=torch.bfloat16
 )
@@ -71,8 +89,6 @@ VAE_LOOP = LoopOptions(steps=3000, seed=SEED, warmup=50, final_rate=0.02, valida
 REFINED_OPTIONS = replace(VAE_OPTIONS, batch=4, learning_rate=1e-3, side_weight=0.2, hearing=True)
 REFINED_LOOP = replace(VAE_LOOP, steps=4200, seed=SEED + 1, validate_every=300, save_every=300)
 
-CLIPS = 3600  # that train the transformer
-VALIDATION_CLIPS = 96
 FLOW_OPTIONS = FlowOptions(batch=16, learning_rate=1.5e-3, weight_decay=0.01, dtype=torch.bfloat16)
 FLOW_LOOP = LoopOptions(
     steps=2200, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
@@ -89,21 +105,21 @@ def start(folder: Path) -> None:
             make_tiny(weights / TINY.name)
 
 
-def train_vae(folder: Path, progress: Progress | None = None) -> None:
+def train_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The VAE's first part, on sounds of both splits."""
     vae = SpectrogramVAE(TINY_VAE)
     initialise_spectrogram_vae(vae, SEED)
-    learner = SpectralVAELearner(vae, VAE_OPTIONS, _sounds(progress))
-    _trainer(learner, VAE_LOOP, folder / "vae", VAE_OPTIONS).run(progress, "vae")
+    learner = SpectralVAELearner(vae, VAE_OPTIONS, _sounds(extent, progress))
+    _trainer(learner, extent.loop(VAE_LOOP), folder / "vae", VAE_OPTIONS).run(progress, "vae")
 
 
-def refine_vae(folder: Path, progress: Progress | None = None) -> None:
+def refine_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The VAE's second part, shared by `PROCESSES`; its latents get deviation one."""
     vae = SpectrogramVAE(TINY_VAE)
     vae.load_state_dict(read_checkpoint(folder / "vae" / CHECKPOINT)["averages"]["vae"])
-    sounds = _sounds(progress)
+    sounds = _sounds(extent, progress)
     learner = SpectralVAELearner(vae, REFINED_OPTIONS, sounds)
-    trainer = _trainer(learner, REFINED_LOOP, folder / "refined-vae", REFINED_OPTIONS)
+    trainer = _trainer(learner, extent.loop(REFINED_LOOP), folder / "refined-vae", REFINED_OPTIONS)
     trainer.run(progress, "refined vae")
     if own_rank() == 0:
         trained = trainer.averages["vae"]
@@ -112,9 +128,9 @@ def refine_vae(folder: Path, progress: Progress | None = None) -> None:
         _install(folder, "vae.safetensors", trained)
 
 
-def _sounds(progress: Progress | None) -> MadeSounds:
+def _sounds(extent: Extent, progress: Progress | None) -> MadeSounds:
     report = (lambda done, total: progress("sounds", done, total)) if progress else None
-    return MadeSounds(SOUNDS, TINY.vae.sample_rate, report)
+    return MadeSounds(extent.sounds, TINY.vae.sample_rate, report)
 
 
 @torch.no_grad()
@@ -126,7 +142,6 @@ def latent_deviation(vae: SpectrogramVAE, sounds: MadeSounds) -> Tensor:
     return means.std(dim=(0, 2))
 
 
-FILMS = 2400  # clips that train the picture encoders
 SYNC_OPTIONS = PretrainingOptions(batch=16, learning_rate=1e-3, dtype=torch.bfloat16)
 SYNC_LOOP = LoopOptions(
     steps=1200, seed=SEED, warmup=50, final_rate=0.02, ema_decay=0.99, validate_every=100, save_every=100
@@ -140,13 +155,13 @@ TEXT_LOOP = LoopOptions(
 )
 
 
-def make_films(folder: Path, part: int, progress: Progress | None = None) -> None:
+def make_films(folder: Path, part: int, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """One part of the clips for the picture encoders, and with the first part the held-out ones."""
     motion = TINY.synchformer
     assert isinstance(motion, MotionConfig)
-    wanted = {f"{FILMS}-part-{part}": list(training_clips(FILMS))[part - 1 :: PROCESSES]}
+    wanted = {_films_name(extent, part): list(training_clips(extent.films))[part - 1 :: PROCESSES]}
     if part == 1:
-        wanted["validation"] = list(validation_clips(VALIDATION_CLIPS))
+        wanted[f"validation-{extent.validation}"] = list(validation_clips(extent.validation))
     (folder / "films").mkdir(parents=True, exist_ok=True)
     for name, clips in wanted.items():
         file = folder / "films" / f"{name}.safetensors"
@@ -154,48 +169,53 @@ def make_films(folder: Path, part: int, progress: Progress | None = None) -> Non
             save_films(film(clips, TINY.vae.sample_rate, motion.pool, progress), file)
 
 
-def _films(folder: Path) -> tuple[Films, Films]:
-    parts = [folder / "films" / f"{FILMS}-part-{part}.safetensors" for part in range(1, PROCESSES + 1)]
-    return read_films(parts), read_films([folder / "films" / "validation.safetensors"])
+def _films_name(extent: Extent, part: int) -> str:
+    return f"{extent.films}-part-{part}"
 
 
-def train_sync(folder: Path, progress: Progress | None = None) -> None:
+def _films(folder: Path, extent: Extent) -> tuple[Films, Films]:
+    names = [_films_name(extent, part) for part in range(1, PROCESSES + 1)]
+    parts = [folder / "films" / f"{name}.safetensors" for name in names]
+    return read_films(parts), read_films([folder / "films" / f"validation-{extent.validation}.safetensors"])
+
+
+def train_sync(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The motion tower."""
     synchformer = Synchformer(TINY.synchformer)
     initialise_motion(synchformer, SEED)
-    learner = SyncLearner(synchformer, SYNC_OPTIONS, *_films(folder), SEED)
-    trainer = _trainer(learner, SYNC_LOOP, folder / "sync", SYNC_OPTIONS)
+    learner = SyncLearner(synchformer, SYNC_OPTIONS, *_films(folder, extent), SEED)
+    trainer = _trainer(learner, extent.loop(SYNC_LOOP), folder / "sync", SYNC_OPTIONS)
     trainer.run(progress, "sync")
     _install(folder, "synchformer.safetensors", trainer.averages["synchformer"])
 
 
-def train_pictures(folder: Path, progress: Progress | None = None) -> None:
+def train_pictures(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """MetaCLIP."""
     metaclip = load_metaclip(folder / START, TINY.weights["metaclip"], torch.float32)
     trainable(metaclip.model)
     calm(metaclip.model)
-    learner = PictureLearner(metaclip, PICTURE_OPTIONS, *_films(folder))
-    trainer = _trainer(learner, PICTURE_LOOP, folder / "pictures", PICTURE_OPTIONS)
+    learner = PictureLearner(metaclip, PICTURE_OPTIONS, *_films(folder, extent))
+    trainer = _trainer(learner, extent.loop(PICTURE_LOOP), folder / "pictures", PICTURE_OPTIONS)
     trainer.run(progress, "pictures")
     _install(folder, "metaclip/model.safetensors", trainer.averages["metaclip"])
 
 
-def train_texts(folder: Path, progress: Progress | None = None) -> None:
+def train_texts(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """T5."""
     t5 = load_t5(folder / START, TINY.weights["t5"], torch.float32)
     trainable(t5.model)
     learner = TextLearner(t5, MadeTexts(), batch=32, learning_rate=1e-3, seed=SEED)
-    trainer = _trainer(learner, TEXT_LOOP, folder / "texts")
+    trainer = _trainer(learner, extent.loop(TEXT_LOOP), folder / "texts")
     trainer.run(progress, "texts")
     _install(folder, "t5/model.safetensors", trainer.averages["t5"])
 
 
-def prepare(folder: Path, part: int, progress: Progress | None = None) -> None:
+def prepare(folder: Path, part: int, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """One part of the training clips, and with the first part the validation clips, encoded."""
     pipeline = load(TINY.name, folder / "weights", devices="cpu")
     for name, clips in (
-        ("clips", list(training_clips(CLIPS))),
-        ("validation", list(validation_clips(VALIDATION_CLIPS))),
+        ("clips", list(training_clips(extent.clips))),
+        ("validation", list(validation_clips(extent.validation))),
     ):
         prepare_clips(
             pipeline,
@@ -208,20 +228,21 @@ def prepare(folder: Path, part: int, progress: Progress | None = None) -> None:
         )
 
 
-def train_dit(folder: Path, progress: Progress | None = None) -> None:
+def train_dit(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The transformer's first part; one of `PROCESSES` that share the work if ``torch.distributed`` runs."""
     dit = load_mmdit(folder / START, TINY.weights["dit"], TINY.mmdit, torch.float32)
     trainable(dit)
     initialise_mmdit(dit, SEED)
-    _train_dit(folder, dit, FLOW_OPTIONS, FLOW_LOOP, "dit", progress)
+    _train_dit(folder, dit, FLOW_OPTIONS, extent.loop(FLOW_LOOP), "dit", progress)
 
 
-def refine_dit(folder: Path, progress: Progress | None = None) -> None:
+def refine_dit(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The transformer's second part, shared like the first."""
     dit = load_mmdit(folder / START, TINY.weights["dit"], TINY.mmdit, torch.float32)
     trainable(dit)
     dit.load_state_dict(read_checkpoint(folder / "dit" / CHECKPOINT)["averages"]["dit"])
-    trained = _train_dit(folder, dit, REFINED_FLOW_OPTIONS, REFINED_FLOW_LOOP, "refined-dit", progress)
+    loop = extent.loop(REFINED_FLOW_LOOP)
+    trained = _train_dit(folder, dit, REFINED_FLOW_OPTIONS, loop, "refined-dit", progress)
     if own_rank() == 0:
         _install(folder, "mmdit.safetensors", trained)
 
