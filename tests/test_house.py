@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import thinksound
+from thinksound.presets import LIGHT, TINY
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "thinksound"
@@ -143,6 +144,14 @@ def test_readme_tree_names_every_module():
     for path in PACKAGE.rglob("*.py"):
         if path.name not in ("__init__.py", "__main__.py"):
             assert str(path.relative_to(ROOT)).removeprefix("thinksound/") in readme, path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/http.md"])
+def test_documented_guidance_is_that_of_the_presets(page):
+    (cell,) = re.findall(
+        r"^\| `(?:--cfg-scale X|cfg_scale)` \|.*?\b(\d.*?) \|", (ROOT / page).read_text(), re.M
+    )
+    assert cell == f"{LIGHT.guidance_scale:g}, `tiny` {TINY.guidance_scale:g}"
 
 
 def test_links_lead_somewhere_and_nothing_is_left_to_fill_in():

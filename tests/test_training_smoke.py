@@ -30,7 +30,7 @@ from thinksound.training.sources import MadeSource
 
 CLIPS, MEASURED = 200, 24
 STEPS = 400
-F1, CHANCE = 0.6, 0.35
+F1, CHANCE = 0.85, 0.35  # measured: 0.975, 0.147
 TRAIN_TINY = Path(__file__).parent.parent / "scripts" / "train_tiny.py"
 
 
