@@ -95,7 +95,7 @@ def test_all_files_together_are_small() -> None:
     assert sum(map(len, contents(BUNDLED).values())) < 25e6
 
 
-def test_every_bundled_value_is_loaded_finite_and_float32() -> None:
+def test_every_bundled_value_is_loaded_finite_float32_and_counted_in_the_readme() -> None:
     folder, keys, dtype = BUNDLED.parent, TINY.weights, torch.float32
     networks: tuple[nn.Module, ...] = (
         load_metaclip(folder, keys["metaclip"], dtype).model,
@@ -108,6 +108,8 @@ def test_every_bundled_value_is_loaded_finite_and_float32() -> None:
         for name, value in network.state_dict().items():
             assert value.dtype == torch.float32, name
             assert value.isfinite().all(), name
+    millions = sum(value.numel() for network in networks for value in network.parameters()) / 1e6
+    assert f"| {millions:.1f} million | bundled |" in (ROOT / "README.md").read_text()
 
 
 def test_plain_text_is_known_to_both_tokenizers(metaclip: MetaCLIP, t5: T5Text) -> None:
