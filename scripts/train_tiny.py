@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from matplotlib.figure import Figure
 
 from thinksound.commands.progress import Bars
 from thinksound.errors import ThinkSoundError
 from thinksound.training import recipe
 from thinksound.training.log import LOG
+from thinksound.training.processes import joined
 
 # What does not need each other runs side by side; within a line, one after the other. A stage that stands
 # alone is shared by all processes.
@@ -46,17 +46,13 @@ CURVES = (
 def run_stage(folder: Path, stage: str, extent: recipe.Extent) -> None:
     """One stage in this process, on one thread."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     name, *part = stage.split()
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    bars = Bars(quiet=dist.is_initialized() and dist.get_rank() > 0)
     try:
-        getattr(recipe, name)(folder, *map(int, part), extent=extent, progress=bars)
+        with joined("cpu") as process:
+            bars = Bars(quiet=process.rank > 0)
+            getattr(recipe, name)(folder, *map(int, part), extent=extent, progress=bars)
     except ThinkSoundError as error:
         sys.exit(f"train-tiny: error: {error}")
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def run_lines(arguments: list[str], lines: tuple[tuple[str, ...], ...]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from parity.procedural import fill
+from reference import seeded
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
@@ -117,10 +118,7 @@ def write_clap(weights: Path) -> dict[str, Tensor]:
 def write_synchformer(weights: Path) -> dict[str, Tensor]:
     """The checkpoint of Synchformer; returns its tensors."""
     weights.mkdir(parents=True, exist_ok=True)
-    network = SynchformerOffset(SMALL_OFFSET)
-    tensors = {
-        name: torch.from_numpy(fill(name, tuple(value.shape))) for name, value in network.state_dict().items()
-    }
+    tensors = seeded(SynchformerOffset(SMALL_OFFSET), "").state_dict()
     torch.save(tensors, weights / SYNCHFORMER)
     return tensors
 

@@ -95,6 +95,21 @@ def test_a_sound_is_preferred_to_its_video_which_shows_the_pictures(tmp_path):
     ]
 
 
+def test_captions_and_videos_of_other_clips_are_refused(tmp_path):
+    made, _ = folders(tmp_path, "ab")
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "c.mp4").touch()
+    with pytest.raises(InputError, match="films: no video has the name of a clip, such as a"):
+        find_clips(made, videos=tmp_path / "films")
+    table = tmp_path / "table.csv"
+    table.write_text("file,caption\nc.wav,rain\n")
+    with pytest.raises(InputError, match=r"table\.csv: no row names a clip, such as a"):
+        find_clips(made, captions=table)
+    table.write_text("file,caption\na.wav,rain\na,hail\n")
+    with pytest.raises(InputError, match=r"table\.csv: names a twice"):
+        find_clips(made, captions=table)
+
+
 def test_what_has_no_partner_or_two_is_listed_and_skipped(tmp_path):
     made, true = folders(tmp_path, "abcd")
     (made / "a.wav").unlink()

@@ -327,7 +327,8 @@ def test_an_output_that_is_a_file_is_refused(capsys, tmp_path):
 
 def test_missing_judges_are_told_with_what_to_do(capsys, tmp_path):
     weights = tmp_path / "weights"
-    (weights / FOLDER).mkdir(parents=True)
+    shutil.copytree(JUDGES, weights / FOLDER)
+    (weights / FOLDER / "onsets.safetensors").unlink()
     status = main(["evaluate", "made", "--weights", str(weights), "-o", str(tmp_path / "out")])
     assert status == 1
     errors = capsys.readouterr().err

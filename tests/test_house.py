@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import thinksound
+from thinksound.cli import build_parser
 from thinksound.presets import LIGHT, TINY
 
 ROOT = Path(__file__).parent.parent
@@ -152,6 +154,21 @@ def test_documented_guidance_is_that_of_the_presets(page):
         r"^\| `(?:--cfg-scale X|cfg_scale)` \|.*?\b(\d.*?) \|", (ROOT / page).read_text(), re.M
     )
     assert cell == f"{LIGHT.guidance_scale:g}, `tiny` {TINY.guidance_scale:g}"
+
+
+def test_documented_commands_can_be_parsed():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "weights").glob("*.md")]
+    blocks = re.findall(r"^```sh\n(.*?)^```", "\n".join(page.read_text() for page in pages), re.M | re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(part, comments=True) for line in lines for part in re.split("&+", line)]
+    commands = [
+        each[each.index("thinksound") + 1 :]
+        for each in words
+        if "thinksound" in each and each[0] in ("thinksound", "torchrun", "python")
+    ]
+    assert len(commands) > 20
+    for command in commands:
+        build_parser().parse_args(command)
 
 
 def test_links_lead_somewhere_and_nothing_is_left_to_fill_in():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -241,11 +243,33 @@ def test_tensorboard_gets_the_same_values(tmp_path):
     assert [event.value for event in events.Scalars("train/gradient")] == [1.0] * 4
 
 
-def test_without_tensorboard_the_message_says_what_to_install():
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match="pip install tensorboard"):
-            check_tensorboard()
-    else:
+def test_without_tensorboard_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match="pip install tensorboard"):
         check_tensorboard()
+
+
+def test_a_checkpoint_that_finds_no_room_is_told_and_the_old_one_stays(tmp_path):
+    """Past the largest size that a process may write, as on a full disk."""
+    Trainer(Climber(), options(2), tmp_path).run()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    script = (
+        "import resource, signal\n"
+        "from test_training_loop import Climber, Trainer, options\n"
+        "from thinksound.errors import OutputError\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, {len(before) // 2}))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"try: Trainer(Climber(), options(4), {str(tmp_path)!r}).run()\n"
+        "except OutputError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert "checkpoint.pt: cannot be written" in done.stdout, done.stderr
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_seed_that_is_too_large_is_refused():
+    with pytest.raises(InputError, match="seed 4294967296: give 0 to 4294967295"):
+        options(1, seed=2**32)

@@ -24,6 +24,8 @@ from thinksound.models.mmdit import MMDiT
 from thinksound.presets import LIGHT, TINY
 from thinksound.training.flow import given_features
 from thinksound.training.loop import CHECKPOINT, read_checkpoint
+from thinksound.training.record import declare_run
+from thinksound.training.tiny import make_tiny
 
 ROOT = Path(__file__).parent.parent
 STEPS = 5
@@ -205,6 +207,30 @@ def test_an_exported_run_is_what_generates(whole, tmp_path, clips, capsys):
         assert torch.equal(loaded[name], value.bfloat16().float())
 
 
+def test_an_export_stands_beside_the_networks_that_it_was_trained_with(whole, tmp_path):
+    mine, output = tmp_path / "mine", tmp_path / "output"
+    make_tiny(mine / "tiny")
+    assert main(["train", "export", str(whole), "-o", str(output), "--weights", str(mine)]) == 0
+    for file in (
+        "vae.safetensors",
+        "synchformer.safetensors",
+        "metaclip/model.safetensors",
+        "t5/config.json",
+    ):
+        assert (output / "tiny" / file).resolve() == mine / "tiny" / file
+    thinksound.load("tiny", output, devices="cpu")  # verifies checksums
+    # Without others of one's own, nothing is linked: what comes with the project is found anyway.
+    assert main(["train", "export", str(whole), "-o", str(tmp_path / "alone")]) == 0
+    names = {file.name for file in (tmp_path / "alone").rglob("*") if file.is_file()}
+    assert names == {"mmdit.safetensors", "checksums.json"}
+
+
+def test_a_stage_of_the_recipe_is_not_exported(tmp_path, capsys):
+    declare_run(tmp_path, {"steps": 2}, {})
+    assert main(["train", "export", str(tmp_path), "-o", str(tmp_path / "weights")]) == 1
+    assert "a stage of scripts/train-tiny" in capsys.readouterr().err
+
+
 def test_what_was_not_trained_here_is_not_replaced(whole, tmp_path, capsys):
     (tmp_path / "tiny").mkdir()
     bundled = (ROOT / "weights" / "tiny" / "mmdit.safetensors").read_bytes()
@@ -374,13 +400,13 @@ def test_an_adapter_is_trained_kept_in_pefts_format_and_merged(data, tmp_path, c
     assert "rank 4, not nothing" in capsys.readouterr().err
 
 
-def test_without_peft_the_message_says_what_to_install(refused):
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        assert "pip install peft" in refused("--lora")
-    else:
-        assert "an adapter needs weights that it adapts" in refused("--lora", "--from", "scratch")
+def test_without_peft_the_message_says_what_to_install(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert "pip install peft" in refused("--lora")
+
+
+def test_an_adapter_of_nothing_is_refused(refused):
+    assert "an adapter needs weights that it adapts" in refused("--lora", "--from", "scratch")
 
 
 def test_help_names_every_group(capsys):

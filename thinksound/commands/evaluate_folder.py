@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     bars = Bars(arguments.quiet)
     try:
         _complete(weights_dir, network_keys(metrics), arguments.download, bars)
-        with memory_errors():
+        with memory_errors("--device cpu, or a GPU with more memory"):
             networks = load_networks(weights_dir, metrics, device, bars)
             evaluation = evaluate_clips(clips, metrics, networks, bars)
     finally:

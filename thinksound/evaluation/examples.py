@@ -20,7 +20,7 @@ from .spectra import RATE, Waveform
 
 def write_examples(
     sounds: Sounds, row: Row, overall: Sequence[float], count: int, folder: Path, split: str
-) -> list[Path]:
+) -> None:
     """Write the sounds of the best and the worst clips of a row, and pictures of them beside the truth.
 
     Args:
@@ -31,9 +31,6 @@ def write_examples(
         folder: made if missing.
         split: begins the files' names.
 
-    Returns:
-        The pictures: best first, then worst first.
-
     Raises:
         InputError: matplotlib is not installed.
         OutputError: the folder cannot be written.
@@ -42,16 +39,14 @@ def write_examples(
     order = sorted(range(len(overall)), key=lambda index: -overall[index])
     chosen = [("good", index) for index in order[:count]] + [("bad", index) for index in order[::-1][:count]]
     made = sounds.make(row.recipe, [index for _, index in chosen])
-    pictures = []
     for (verdict, index), waveform in zip(chosen, made, strict=True):
         reference = sounds.references[index]
         name = f"{split}-{verdict}-{reference.scene.seed:06d}"
         generated, true = _full_scale(waveform), _full_scale(reference.waveform)
         for suffix, sound in (("generated", generated), ("truth", true)):
             write_wav(folder / f"{name}-{suffix}.wav", to_pcm16(torch.from_numpy(sound)), RATE)
-        pictures.append(folder / f"{name}.png")
         plot_sound(
-            pictures[-1],
+            folder / f"{name}.png",
             generated,
             true,
             RATE,
@@ -59,7 +54,6 @@ def write_examples(
             detect_onsets(generated, RATE) if reference.is_impulsive else [],
             f"{split} {reference.scene.seed}: {_title(reference)}, overall {overall[index]:.2f}",
         )
-    return pictures
 
 
 def _title(reference: Reference) -> str:

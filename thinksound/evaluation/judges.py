@@ -158,10 +158,10 @@ def onsets_of(likelihood: FloatArray) -> FloatArray:
 
 
 def judges_folder(weights: Path | None = None) -> Path:
-    """Where the judges are, or belong: in the weights folder, else in the checkout's."""
+    """Where the judges are: in the weights folder, if all of them are, else in the checkout's."""
     folder = (weights if weights is not None else default_weights_dir()) / FOLDER
     bundled = repository_weights_dir() / FOLDER
-    return bundled if not folder.is_dir() and bundled.is_dir() else folder
+    return bundled if not (folder / RECORD_FILE).is_file() and bundled.is_dir() else folder
 
 
 def load_judges(folder: Path) -> Judges:

@@ -111,7 +111,7 @@ def evaluate_made(
         sounds = _prepare(pipeline, split, options.count, folder, report)
         for recipe in dict.fromkeys(row.recipe for row in todo):
             same = [row for row in todo if row.recipe == recipe]
-            with memory_errors():
+            with memory_errors("a smaller --batch, --offload, or --dtype bfloat16"):
                 scores = _score(sounds, judges, same, options.batch, f"{split}, {same[0].title}", report)
             for row in same:
                 results.add(split, row, scores[row.key])

@@ -42,8 +42,8 @@ def find_clips(
     captions: a table as for `read_table`; a clip without a caption stays.
     videos: files with the pictures of generated sounds; a generated video shows its own.
     Returns the clips by name, and what has no partner.
-    Raises InputError for a folder that is missing or holds nothing that can be used, and for a table that
-    cannot be read.
+    Raises InputError for a folder that is missing or holds nothing that can be used, for a table that cannot
+    be read or names a clip twice, and for a table or videos of none of the clips.
     """
     sounds, skipped = _media(generated, (SOUNDS, VIDEOS))
     if not sounds and not skipped:
@@ -57,25 +57,36 @@ def find_clips(
         alone += [_alone(name, sounds[name], reference) for name in sounds if name not in truths]
         skipped += [entry for entry in alone if entry.name not in listed]
         sounds = {name: path for name, path in sounds.items() if name in truths}
-    pictures, _ = _media(generated, (VIDEOS,))
-    if videos is not None:
-        given, unclear = _media(videos, (VIDEOS,))
-        pictures |= given
-        skipped += unclear
-    pictures |= {name: path for name, path in sounds.items() if path.suffix.lower() in VIDEOS}
-    texts: dict[str, str] = {}
-    if captions is not None:
-        texts = {row.path.stem: row.caption for row in read_table(captions, generated)}
     if not sounds:
         raise InputError(
             f"{generated}: no clip can be used; the first, {skipped[0].name}: {skipped[0].reason}; "
             "files belong together that have the same name before the ending"
         )
+    pictures, _ = _media(generated, (VIDEOS,))
+    if videos is not None:
+        given, unclear = _media(videos, (VIDEOS,))
+        if not given.keys() & sounds.keys():
+            raise InputError(f"{videos}: no video has the name of a clip, such as {_first(sounds)}")
+        pictures |= given
+        skipped += unclear
+    pictures |= {name: path for name, path in sounds.items() if path.suffix.lower() in VIDEOS}
+    texts: dict[str, str] = {}
+    if captions is not None:
+        for row in read_table(captions, generated):
+            if row.path.stem in texts:
+                raise InputError(f"{captions}: names {row.path.stem} twice; keep one row")
+            texts[row.path.stem] = row.caption
+        if not texts.keys() & sounds.keys():
+            raise InputError(f"{captions}: no row names a clip, such as {_first(sounds)}")
     clips = [
         Clip(name, path, truths.get(name), pictures.get(name), texts.get(name))
         for name, path in sounds.items()
     ]
     return clips, skipped
+
+
+def _first(clips: dict[str, Path]) -> str:
+    return next(iter(clips))
 
 
 def _alone(name: str, path: Path, folder: Path) -> Skipped:

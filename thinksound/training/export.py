@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import __version__
 from ..checkpoints import checksums
 from ..checkpoints.convert import write_safetensors
 from ..checkpoints.load import fill
-from ..checkpoints.locate import describe_missing, is_complete, missing, read_metadata
+from ..checkpoints.locate import describe_missing, is_complete, missing, published_path, read_metadata
 from ..checkpoints.registry import WeightFile, weight_file
 from ..errors import InputError, OutputError
 from ..media.files import make_folder, whole_file
@@ -25,10 +25,9 @@ from .record import read_run
 from .runs import Start, start_dit
 from .sounds import FolderSounds
 from .spectral_vae import standardise_spectrogram_vae
-from .vae import Sounds, standardise
+from .vae import latent_deviation, standardise
 
 _MADE_BY = "thinksound train"
-_EXCERPTS = 256  # over which the deviation of latents is taken
 
 
 def export_run(
@@ -59,6 +58,10 @@ def export_run(
         OutputError: ``output`` holds weights of this network that were not trained here.
     """
     record = read_run(run)
+    if "command" not in record["options"]:
+        raise InputError(
+            f"{run}: a stage of scripts/train-tiny; what all stages trained is in weights/tiny beside it"
+        )
     options, source = record["options"], weights or Path(record["other"]["weights folder"])
     preset, kind = get_preset(options["preset"]), options["command"]
     if not (run / CHECKPOINT).is_file():
@@ -75,21 +78,13 @@ def export_run(
         if not isinstance(network, AudioVAE):
             raise InputError(f"{run}: trained the transformer; standardising is for the latents of a VAE")
         trainable(network)  # writable
-        sounds = FolderSounds(Path(record["other"]["data folder"]), preset.vae.sample_rate)
-        deviation = _deviation(network, sounds, options["excerpt"] * preset.vae.hop)
+        sounds = FolderSounds(Path(record["other"]["data folder"]), preset.vae.sample_rate, without=run)
+        deviation = latent_deviation(network, sounds, options["excerpt"] * preset.vae.hop)
         if isinstance(network, SpectrogramVAE):
             standardise_spectrogram_vae(network, deviation)
         else:
             standardise(network, deviation)
     return _write(network, preset, kind, output, source, dtype, options["from"], state["step"])
-
-
-@torch.no_grad()
-def _deviation(vae: AudioVAE, sounds: Sounds, samples: int) -> Tensor:
-    """Standard deviation of each latent channel over excerpts of sounds, ``(C,)``."""
-    generator = torch.Generator().manual_seed(0)
-    excerpts = sounds.batch(_EXCERPTS, samples, generator)
-    return torch.cat([vae.encode(part)[0] for part in excerpts.split(8)]).std(dim=(0, 2))
 
 
 def merge(
@@ -135,6 +130,7 @@ def _write(
         metadata["steps"] = str(step)
     with whole_file(path) as temporary:
         write_safetensors(temporary, network.state_dict(), dtype, metadata, file.key)
+    linked = _link_others(preset, kind, source, output)
     if file.bundled:
         checksums.seal(path.parent)
     else:
@@ -142,7 +138,7 @@ def _write(
     notes = [str(path)]
     if start != "scratch" and not file.bundled:
         notes.append(f"derived from published weights, whose licence holds: {file.licence}")
-    return notes + _link_others(preset, kind, source, output)
+    return notes + linked
 
 
 def _check_free(output: Path, file: WeightFile) -> None:
@@ -160,14 +156,28 @@ def _check_free(output: Path, file: WeightFile) -> None:
 def _link_others(preset: Preset, kind: str, source: Path, output: Path) -> list[str]:
     """Make the preset's other networks available in ``output``; returns what could not be done."""
     keys = [key for network, key in preset.weights.items() if network != kind]
-    for file in missing(output, keys):
-        for name in (file.path, file.converted_path):
-            there, here = (source / name).absolute(), output / name
-            if is_complete(file, there) and not here.exists():
-                make_folder(here.parent)
+    for file in map(weight_file, keys):
+        names = (file.path, file.converted_path)
+        if any(is_complete(file, output / name) for name in names):
+            continue
+        for name in names:
+            there = (source / name).absolute()
+            # What comes with this project is found without a link.
+            if is_complete(file, there) and there.resolve() != published_path(output, file).resolve():
                 try:
-                    here.symlink_to(there, target_is_directory=there.is_dir())
+                    _link(there, output / name, each_file=file.bundled)
                 except OSError as error:
-                    return [f"{here}: cannot be linked ({error.strerror}); copy {there} there"]
+                    return [f"{output / name}: cannot be linked ({error.strerror}); copy {there} there"]
     absent = missing(output, keys)
     return [describe_missing(output, absent)] if absent else []
+
+
+def _link(there: Path, here: Path, each_file: bool) -> None:
+    """Link a file, or a folder; ``each_file`` of it where checksums are taken of them."""
+    if each_file and there.is_dir():
+        for entry in there.iterdir():
+            _link(entry, here / entry.name, each_file)
+        return
+    make_folder(here.parent)
+    if not here.exists():
+        here.symlink_to(there, target_is_directory=there.is_dir())

@@ -29,7 +29,7 @@ _VIDEO = torch.tensor([True, True, False, False])  # the conditions that come fr
 
 @dataclass(frozen=True)
 class FlowOptions:
-    """The recipe; rates, betas and dropout are those of the published training."""
+    """The recipe; rate, betas and ``drop_one`` are those of the published training."""
 
     batch: int = 8  # clips per step and process
     parts: int = 1  # of the batch, computed one after the other: less memory, the same result

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..media.files import whole_file
 
 if TYPE_CHECKING:
@@ -56,8 +56,11 @@ class RunLog:
         if not file.exists():
             writer.writerow(_HEADER)
         writer.writerows([step, kind, name, f"{value:.6g}"] for name, value in row.items())
-        with file.open("a", newline="") as stream:
-            stream.write(lines.getvalue())
+        try:
+            with file.open("a", newline="") as stream:
+                stream.write(lines.getvalue())
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be written ({error.strerror})") from error
         if self._writer is not None:
             for name, value in row.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, step)

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..media.files import whole_file
+from ..pipeline import MAX_SEED
 from .log import RunLog
 from .processes import (
     average_over_processes,
@@ -87,6 +88,8 @@ class LoopOptions:
     def __post_init__(self) -> None:
         check_least(self, 1, "steps", "log_every", "validate_every", "save_every")
         check_least(self, 0, "seed", "warmup", "sample_every")
+        if self.seed > MAX_SEED:
+            raise InputError(f"seed {self.seed}: give 0 to {MAX_SEED}")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay {self.ema_decay}: give 0 to less than 1")
         if not 0 <= self.final_rate <= 1:
@@ -295,7 +298,12 @@ class Trainer:
         }
         file = self.folder / CHECKPOINT
         with whole_file(file) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # so PyTorch's writer calls a full disk
+                raise OutputError(
+                    f"{file}: cannot be written ({str(error).partition(chr(10))[0]}); is there space left?"
+                ) from error
         if self.options.keep:
             _keep(file, file.with_stem(f"{file.stem}-{self.step:08d}"))
         if self._write_beside:

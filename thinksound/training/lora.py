@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..media.files import make_folder
 from ..models.mmdit import MMDiT
-from .loop import seeded
+from .loop import check_least, seeded
 
 ADAPTER = "adapter"
 # In every block: attention, what follows it, and the gated MLPs, linear ones and convolutions.
@@ -36,9 +36,7 @@ class LoRAOptions:
     alpha: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: give 1 or more")
+        check_least(self, 1, "rank", "alpha")
 
 
 def check_peft() -> None:
@@ -76,7 +74,10 @@ class Adapter:
         make_folder(folder / ADAPTER)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             new = Path(name)
-            save_file(named, new / _WEIGHTS, {"format": "pt"})
+            try:
+                (new / _WEIGHTS).write_bytes(save(named, {"format": "pt"}))
+            except OSError as error:
+                raise OutputError(f"{folder / ADAPTER}: cannot be written ({error.strerror})") from error
             self._config.save_pretrained(str(new))
             for file in (_WEIGHTS, _CONFIG):
                 (new / file).replace(folder / ADAPTER / file)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..media.files import whole_file
@@ -100,7 +100,7 @@ def save_films(films: Films, file: Path) -> None:
     """Write them, whole or not at all."""
     tensors = {"small": films.small, "pictures": films.pictures, "targets": films.targets}
     with whole_file(file) as temporary:
-        save_file(tensors, temporary, {"captions": json.dumps(list(films.captions))})
+        temporary.write_bytes(save(tensors, {"captions": json.dumps(list(films.captions))}))
 
 
 def read_films(files: Sequence[Path]) -> Films:

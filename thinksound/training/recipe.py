@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoints.checksums import seal
 from ..checkpoints.load import load_metaclip, load_mmdit, load_t5
@@ -56,6 +56,7 @@ from .spectral_vae import (
     standardise_spectrogram_vae,
 )
 from .tiny import make_tiny, write_network
+from .vae import latent_deviation
 
 SEED = 0
 START = "start"  # folder of the random networks
@@ -124,22 +125,14 @@ def refine_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = 
     if own_rank() == 0:
         trained = trainer.averages["vae"]
         assert isinstance(trained, SpectrogramVAE)
-        standardise_spectrogram_vae(trained, latent_deviation(trained, sounds))
+        samples = VAE_OPTIONS.excerpt * trained.hop
+        standardise_spectrogram_vae(trained, latent_deviation(trained, sounds, samples, batch=16))
         _install(folder, "vae.safetensors", trained)
 
 
 def _sounds(extent: Extent, progress: Progress | None) -> MadeSounds:
     report = (lambda done, total: progress("sounds", done, total)) if progress else None
     return MadeSounds(extent.sounds, TINY.vae.sample_rate, report)
-
-
-@torch.no_grad()
-def latent_deviation(vae: SpectrogramVAE, sounds: MadeSounds) -> Tensor:
-    """Standard deviation of each latent channel over training sounds, ``(C,)``."""
-    generator = torch.Generator().manual_seed(SEED)
-    excerpts = sounds.batch(256, VAE_OPTIONS.excerpt * vae.hop, generator)
-    means = torch.cat([vae.encode(part)[0] for part in excerpts.split(16)])
-    return means.std(dim=(0, 2))
 
 
 SYNC_OPTIONS = PretrainingOptions(batch=16, learning_rate=1e-3, dtype=torch.bfloat16)

@@ -50,14 +50,15 @@ class SampleWriter:
         self._batch = clips.batch(list(chosen))
         self._vae, self._preset = vae, preset
         self._device, self._dtype = device, dtype
+        self._wrote_truth = False
 
     @torch.no_grad()
     def __call__(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         network = networks["dit"]
         assert isinstance(network, MMDiT)
-        truth = folder.with_name(TRUTH)
-        if not truth.exists():
-            self._write(self._batch.latent_mean, truth)
+        if not self._wrote_truth:  # anew at each start, which may be with other clips
+            self._write(self._batch.latent_mean, folder.with_name(TRUTH))
+            self._wrote_truth = True
         batch = to_device(self._batch, self._device)
         noise = torch.randn(batch.latent_mean.shape, generator=torch.Generator().manual_seed(_SEED))
         with autocast(self._device, self._dtype):

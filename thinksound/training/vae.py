@@ -173,6 +173,16 @@ def initialise_vae(config: OobleckConfig, seed: int) -> AudioVAE:
 
 
 @torch.no_grad()
+def latent_deviation(vae: AudioVAE, sounds: Sounds, samples: int, batch: int = 8) -> Tensor:
+    """Standard deviation of each latent channel over 256 excerpts of ``samples``, ``(C,)``.
+
+    ``batch`` of them are encoded at once.
+    """
+    excerpts = sounds.batch(256, samples, torch.Generator().manual_seed(0))
+    return torch.cat([vae.encode(part)[0] for part in excerpts.split(batch)]).std(dim=(0, 2))
+
+
+@torch.no_grad()
 def standardise(vae: AudioVAE, deviation: Tensor) -> None:
     """Fold the latents' standard deviation ``(C,)`` into the weights: they become 1, the sound stays.
 
