@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import OutputError
 from ..media.files import whole_file
 from ..synthetic.make import CLIP_S, make_scene
 from ..synthetic.seeds import STEERING, TRAINING
@@ -100,7 +101,10 @@ def save_films(films: Films, file: Path) -> None:
     """Write them, whole or not at all."""
     tensors = {"small": films.small, "pictures": films.pictures, "targets": films.targets}
     with whole_file(file) as temporary:
-        temporary.write_bytes(save(tensors, {"captions": json.dumps(list(films.captions))}))
+        try:  # not through one string of bytes: films take gigabytes
+            save_file(tensors, temporary, {"captions": json.dumps(list(films.captions))})
+        except SafetensorError as error:
+            raise OutputError(f"{file}: cannot be written ({error}); is there space left?") from error
 
 
 def read_films(files: Sequence[Path]) -> Films:
