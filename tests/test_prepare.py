@@ -313,7 +313,21 @@ def test_csv_and_json_lines_say_the_same(tmp_path):
         ("t.csv", "file,caption\n", "names no file"),
         ("t.csv", "", "names no file"),
         ("t.csv", "file,caption\n,x\n", "line 2: file is empty"),
-        ("t.jsonl", '{"file": "a"\n', "not a JSONL file"),
+        ("t.csv", "file,caption\n\nfilm.mp4,a ball, bouncing\n", "line 3: 3 values where .* 2 columns"),
+        (
+            "t.csv",
+            "file,caption,cot\nfilm.mp4,a ball, bouncing, twice\n",
+            "line 2: 4 values .* double quotes",
+        ),
+        ("t.csv", 'file,caption\na,"two\nlines"\nb,x, y\n', "line 4: 3 values"),
+        ("t.csv", "file,caption\na.mp4\n", "line 2: 1 value where .* 2 columns .*: the caption is missing"),
+        ("t.csv", 'file,caption\na.mp4,"never closed\nb.mp4,x\n', "not a CSV file"),
+        ("t.csv", "file;caption\na.mp4;a ball, bouncing\n", "line 1: columns separated by semicolons"),
+        ("t.csv", "file\tcaption\na.mp4\tx\n", "line 1: columns separated by tabs"),
+        ("t.csv", "file,caption,Caption\na.mp4,x,y\n", "line 1: two columns are named caption"),
+        ("t.jsonl", '{"file": "a", "caption": "x", "caption": "y"}\n', "line 1: 'caption' is given twice"),
+        ("t.jsonl", '{"file": "a", "caption": "x"}\n{"file": "a"\n', "line 2: not a JSON object"),
+        ("t.jsonl", "[" * 100_000 + "\n", "line 1: not a JSON object"),
         ("t.jsonl", "[1]\n", "line 1: .* no row"),
         ("t.jsonl", '{"file": "a", "caption": 3}\n', "caption is 3; give a text"),
         ("t.jsonl", '{"file": "a", "caption": "b"}\n{"file": "a"}\n', "line 2: no column caption"),
@@ -323,6 +337,18 @@ def test_csv_and_json_lines_say_the_same(tmp_path):
 def test_a_table_that_cannot_be_read_says_why(tmp_path, name, text, words):
     with pytest.raises(InputError, match=words):
         read_table(table(tmp_path, name, text), tmp_path)
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    rows = table(
+        tmp_path,
+        "t.csv",
+        'File , Caption,cot,,\r\na,"a ball, bouncing", "drops, bounces",,\r\nb,x\r\n,,,,\r\n',
+    )
+    assert [(s.name, s.caption, s.cot) for s in read_table(rows, tmp_path)] == [
+        ("a", "a ball, bouncing", "drops, bounces"),
+        ("b", "x", ""),
+    ]
 
 
 def test_tables_and_folders_that_are_not_there_are_named(tmp_path):

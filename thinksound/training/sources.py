@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -249,9 +250,11 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 if wrong:
                     raise InputError(f"{place}: {wrong} is {row[wrong]!r}; give a text")
                 yield place, row
+    except _RowError as error:
+        raise InputError(f"{table}, line {error.line}: {error}") from None
     except OSError as error:
         raise InputError(f"{table}: cannot be read ({error.strerror}); check the name") from None
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: not a {table.suffix[1:].upper()} file in UTF-8 ({error})") from None
 
 
@@ -260,12 +263,63 @@ def _is_wrong(name: str, value: object) -> bool:
 
 
 def _csv_rows(file: TextIO) -> Iterator[tuple[int, object]]:
-    rows = csv.DictReader(file)
+    # strict, so that a quote that is never closed is an error and does not swallow the rows after it.
+    rows = csv.reader(file, skipinitialspace=True, strict=True)
+    header: list[str] = []
+    line = 1  # on which the row begins; one in quotes may go on over several
     for row in rows:
-        yield rows.line_num, row
+        if not any(row):
+            pass  # blank, as spreadsheets leave them behind the last row
+        elif not header:
+            header = [name.strip().lower() for name in row]
+            _check_header(header, line)
+        elif any(value.strip() for value in row[len(header) :]):
+            raise _RowError(
+                line,
+                f"{len(row)} values where the header names {len(header)} columns ({', '.join(header)}); "
+                f'put a text that holds a comma in double quotes: "{header[-1]}, with a comma"',
+            )
+        elif CAPTION_COLUMN in header[len(row) :]:
+            raise _RowError(
+                line,
+                f"{len(row)} value{'s' * (len(row) > 1)} where the header names {len(header)} columns "
+                f"({', '.join(header)}): the {CAPTION_COLUMN} is missing",
+            )
+        else:
+            yield line, dict(zip_longest(header, row[: len(header)], fillvalue=""))
+        line = rows.line_num + 1
+
+
+def _check_header(header: list[str], line: int) -> None:
+    for delimiter, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and delimiter in header[0]:
+            raise _RowError(line, f"columns separated by {name}; save the table with commas (CSV, UTF-8)")
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice:
+        raise _RowError(line, f"two columns are named {twice}; rename or remove one")
+
+
+class _RowError(Exception):
+    """What is wrong with a row, before it is known which table it belongs to."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
 
 
 def _json_rows(file: TextIO) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(file, 1):
-        if line.strip():
-            yield number, json.loads(line)
+        if not line.strip():
+            continue
+
+        def row(pairs: list[tuple[str, object]], number: int = number) -> dict[str, object]:
+            names = [name.strip().lower() for name, _ in pairs]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise _RowError(number, f"{twice!r} is given twice; remove one")
+            return dict(pairs)
+
+        try:
+            yield number, json.loads(line, object_pairs_hook=row)
+        except (ValueError, RecursionError) as error:
+            raise _RowError(number, f"not a JSON object ({error}); give one object per line") from None
