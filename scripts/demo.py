@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     rate = pipeline.preset.vae.sample_rate
     scene = make_scene(split, number)
     caption, cot = describe(scene)
-    video, _, _ = write_clip(scene, folder, f"{split}-{number:06d}", rate)
+    video, _, _ = write_clip(scene, folder, f"{split}-{number:06d}", rate, silent=True)
     print(f"Made      {video}: {caption}")
 
     result = pipeline(video, caption, cot, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import soundfile
 from thinksound.cli import main
 from thinksound.errors import InputError
 from thinksound.media.decode import decode_video
+from thinksound.media.soundtrack import read_sound
 from thinksound.synthetic.clips import make_clips, write_clip
 from thinksound.synthetic.kinds import ENGINE_HZ, KINDS
 from thinksound.synthetic.make import make_scene
@@ -29,6 +31,7 @@ from thinksound.synthetic.scene import Background, Room, pan_of
 from thinksound.synthetic.sound import constant_power, synthesise
 from thinksound.synthetic.stream import encoder_pictures
 from thinksound.synthetic.texts import describe
+from thinksound.training.sources import read_table
 
 RATE = 16000
 IMPULSIVE = [name for name, kind in KINDS.items() if kind.impulsive]
@@ -448,7 +451,7 @@ def test_a_ball_flies_freely_between_its_bounces():
 
 def test_files_open_again_and_hold_the_truth(tmp_path):
     scene = make_scene("hard", 11)
-    video, sound, truth = write_clip(scene, tmp_path, "clip", RATE)
+    video, sound, truth = write_clip(scene, tmp_path, "clip", RATE, silent=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.json", "clip.mp4", "clip.wav"]
     with av.open(video) as container:
         (stream,) = container.streams
@@ -470,14 +473,38 @@ def test_files_open_again_and_hold_the_truth(tmp_path):
         assert [event["onset_s"] for event in written["events"]] == list(source.onsets)
 
 
+def test_the_video_holds_its_sound(tmp_path):
+    scene = make_scene("standard", 3)
+    video, sound, _ = write_clip(scene, tmp_path, "clip", RATE)
+    heard, truth = read_sound(video, RATE, 60), read_sound(sound, RATE, 60)
+    assert heard.has_pictures and heard.start_s == pytest.approx(0, abs=1e-3)
+    length = truth.waveform.shape[1]
+    error = heard.part(0.0, length, RATE) - truth.waveform
+    assert error.norm() < 0.2 * truth.waveform.norm()  # AAC; a shift of one sample gives 0.5 and more
+
+
 def test_make_data_writes_clips_and_says_where(tmp_path, capsys):
     folder = tmp_path / "made" / "here"
     assert main(["make-data", "--count", "2", "--seed", "40", "-o", str(folder), "-q"]) == 0
     assert capsys.readouterr() == (f"{folder}\n", "")
-    names = {path.name for path in folder.iterdir()}
-    assert names == {f"standard-{seed:06d}.{end}" for seed in (40, 41) for end in ("mp4", "wav", "json")}
+    clips = {f"standard-{seed:06d}.{end}" for seed in (40, 41) for end in ("mp4", "wav", "json")}
+    assert {path.name for path in folder.iterdir()} == {*clips, "captions.csv"}
     record = json.loads((folder / "standard-000041.json").read_text())
     assert record["caption"] == describe(make_scene("standard", 41))[0]
+
+
+def test_make_data_adds_to_its_table_and_replaces_no_other(tmp_path, capsys):
+    for seed in ("41", "40"):
+        assert main(["make-data", "--count", "1", "--seed", seed, "-o", str(tmp_path), "-q"]) == 0
+    sources = read_table(tmp_path / "captions.csv", tmp_path)
+    assert [source.name for source in sources] == ["standard-000040.mp4", "standard-000041.mp4"]
+    assert all(source.path.is_file() for source in sources)
+    assert [(s.caption, s.cot) for s in sources] == [describe(make_scene("standard", n)) for n in (40, 41)]
+    (tmp_path / "captions.csv").write_text("name,words\n")
+    assert main(["make-data", "--count", "1", "--seed", "42", "-o", str(tmp_path), "-q"]) == 1
+    assert "captions.csv: not a table that make-data wrote" in capsys.readouterr().err
+    assert (tmp_path / "captions.csv").read_text() == "name,words\n"
+    assert not (tmp_path / "standard-000042.mp4").exists()
 
 
 @pytest.mark.parametrize(
@@ -510,6 +537,8 @@ def test_an_interrupt_leaves_whole_files(tmp_path):
     assert not list(tmp_path.glob(".*"))
     for path in tmp_path.glob("*.json"):
         assert json.loads(path.read_text())["caption"]
+    for row in csv.DictReader((tmp_path / "captions.csv").read_text().splitlines()):
+        assert (tmp_path / row["file"]).is_file()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -205,6 +207,20 @@ def test_an_exported_run_is_what_generates(whole, tmp_path, clips, capsys):
     loaded = load_mmdit(weights, TINY.weights["dit"], TINY.mmdit, torch.float32).state_dict()
     for name, value in trained(whole).items():
         assert torch.equal(loaded[name], value.bfloat16().float())
+
+
+def test_the_readme_trains_on_made_clips_as_printed(tmp_path, monkeypatch, capsys):
+    section = (ROOT / "README.md").read_text().split("## Train")[1]
+    block = re.search(r"```sh\n(.*?)```", section, re.S)
+    assert block is not None
+    quick = block[1].replace("--count 300", "--count 2").replace("--steps 500", "--steps 1")
+    assert quick.count("--count 2 ") == quick.count("--steps 1 ") == 1
+    monkeypatch.chdir(tmp_path)
+    for line in quick.splitlines():
+        name, *words = shlex.split(line, comments=True)
+        assert name == "thinksound"
+        assert main(words) == 0, f"{line}: {capsys.readouterr().err}"
+    assert (tmp_path / "standard-1000000_sound.mp4").is_file()
 
 
 def test_an_export_stands_beside_the_networks_that_it_was_trained_with(whole, tmp_path):

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .commands import evaluate, prepare, train
@@ -20,6 +21,9 @@ from .commands.progress import Bars
 from .errors import InputError, ThinkSoundError
 from .presets import DEFAULT_PRESET, PRESETS
 from .runtime.precision import DTYPES
+
+if TYPE_CHECKING:
+    from .synthetic.scene import Scene
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -170,8 +174,9 @@ def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = commands.add_parser(
         "make-data",
         help="make clips with known truth",
-        description="Write made clips into DIR: a silent MP4, its WAV, and a JSON file with truth and "
-        "texts. Clip i is made from the seed S + i alone; files of the same name are replaced.",
+        description="Write made clips into DIR: an MP4 with its sound, the sound as WAV, a JSON file with "
+        "truth and texts, and for all of them captions.csv, the table that `thinksound prepare` reads. "
+        "Clip i is made from the seed S + i alone; files of the same name are replaced.",
     )
     parser.set_defaults(run=_make_data, interrupted="the files that are there are whole")
     parser.add_argument(
@@ -235,7 +240,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _make_data(arguments: argparse.Namespace) -> None:
     from .media.files import make_folder
-    from .synthetic.clips import write_clip
+    from .synthetic.clips import write_captions, write_clip
     from .synthetic.make import MAX_SEED, make_scene
 
     first, count = arguments.seed, arguments.count
@@ -244,14 +249,19 @@ def _make_data(arguments: argparse.Namespace) -> None:
     if not 0 <= first <= MAX_SEED - count + 1:
         raise InputError(f"--seed {first}: {count} clips need a seed from 0 to {MAX_SEED - count + 1}")
     make_folder(arguments.output)
+    write_captions(arguments.output, {})  # where it cannot be written, that is said before the work
+    scenes: dict[str, Scene] = {}
     bars = Bars(arguments.quiet)
     try:
         for done, seed in enumerate(range(first, first + count)):
             bars("clips", done, count)
-            write_clip(make_scene(arguments.split, seed), arguments.output, f"{arguments.split}-{seed:06d}")
+            scene = make_scene(arguments.split, seed)
+            video, _, _ = write_clip(scene, arguments.output, f"{arguments.split}-{seed:06d}")
+            scenes[video.name] = scene
         bars("clips", count, count)
     finally:
         bars.close()
+        write_captions(arguments.output, scenes)
     print(arguments.output)
 
 

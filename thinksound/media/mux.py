@@ -96,7 +96,7 @@ def mux(
             picture: Iterator[Packet[Any]] = encode_h264(target, frames, video.info, end, time_base)
         else:
             picture = _copy(target, container, stream, video, packets, time_base)
-        sound: Iterator[Packet[Any]] = _encode_sound(target, pcm16, sample_rate)
+        sound: Iterator[Packet[Any]] = encode_sound(target, pcm16, sample_rate)
         for packet in heapq.merge(picture, sound, key=_decoded_at):
             target.mux(packet)
     return MuxResult(output, copied=not reason, reason=reason)
@@ -228,8 +228,16 @@ def _parameters_are_in_band(extradata: bytes) -> bool:
     return len(extradata) > 22 and extradata[0] == 1 and extradata[22] == 0
 
 
-def _encode_sound(target: OutputContainer, pcm16: Tensor, sample_rate: int) -> Iterator[Packet[AudioStream]]:
-    """Stereo AAC; its first packet, which primes decoders, lies before 0 and is not heard."""
+def encode_sound(target: OutputContainer, pcm16: Tensor, sample_rate: int) -> Iterator[Packet[AudioStream]]:
+    """Add a stereo AAC stream to ``target`` and return its packets.
+
+    The first packet, which primes decoders, lies before 0 and is not heard.
+
+    Args:
+        target: the file to be written; its header must not be written yet.
+        pcm16: int16 (2, A).
+        sample_rate: in Hz.
+    """
     encoder = target.add_stream("aac", rate=sample_rate, layout="stereo", bit_rate=_AAC_BIT_RATE)
     samples = pcm16.cpu().numpy()
 
