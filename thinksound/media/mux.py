@@ -245,7 +245,7 @@ def encode_sound(target: OutputContainer, pcm16: Tensor, sample_rate: int) -> It
         for position in range(0, samples.shape[1], _AAC_FRAME):
             block = samples[:, position : position + _AAC_FRAME]
             frame = av.AudioFrame.from_ndarray(
-                block.astype(np.float32) / 32768, format="fltp", layout="stereo"
+                block.astype(np.float32, order="C") / 32768, format="fltp", layout="stereo"
             )
             frame.sample_rate, frame.pts, frame.time_base = sample_rate, position, Fraction(1, sample_rate)
             yield from encoder.encode(frame)
