@@ -42,7 +42,7 @@ class Predictor(BasePredictor):
         self.pipeline = thinksound.load(
             preset.name,
             weights,
-            devices=os.environ.get("THINKSOUND_DEVICE", "auto"),
+            device=os.environ.get("THINKSOUND_DEVICE", "auto"),
             dtype=os.environ.get("THINKSOUND_DTYPE", "auto"),
             offload=os.environ.get("THINKSOUND_OFFLOAD", "").lower() in ("1", "true", "yes"),
         )
@@ -62,7 +62,7 @@ class Predictor(BasePredictor):
         caption: str = Input(default="", description="What is heard, in a few words"),
         cot: str = Input(default="", description="The sound described step by step; empty uses the caption"),
         cfg_scale: float | None = Input(
-            default=None, ge=1.0, le=20.0, description="Guidance by texts and pictures; empty: the model's 5"
+            default=5.0, ge=1.0, le=20.0, description="How strongly texts and pictures guide; for tiny give 4"
         ),
         num_inference_steps: int = Input(
             default=24, ge=10, le=100, description="Sampling steps: more is slower and cleaner"
@@ -95,7 +95,7 @@ class Predictor(BasePredictor):
             logger.info("note: %s", note)
         logger.info("seed %d", result.seed)
         metrics = {f"timing.{stage}": round(seconds, 3) for stage, seconds in timings.items()}
-        metrics["steps"], metrics["seed"] = num_inference_steps, result.seed
+        metrics["steps"], metrics["seed"] = options.num_inference_steps, result.seed
         metrics["audio_seconds"] = result.pcm.shape[1] / result.sample_rate
         for name, value in metrics.items():
             self.record_metric(name, value)

@@ -40,7 +40,7 @@ COUNT = 3
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return thinksound.load("tiny", devices="cpu")
+    return thinksound.load("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_sound_is_the_one_that_the_pipeline_makes(pipeline, sounds, clips):
     features = Features(
         batch.clip_features[0], batch.sync_features[0], batch.text_features[0], batch.t5_features[0]
     )
-    options = thinksound.Options(num_inference_steps=2, guidance_scale=2.0, seed=scene.seed)
+    options = thinksound.Options(num_inference_steps=2, cfg_scale=2.0, seed=scene.seed)
     _, latents = pipeline.sample(features, scene.duration_s, options)
     expected = pipeline.decode_audio(latents).numpy()
     found = sounds.make(MODEL, [1])[0]
@@ -256,7 +256,7 @@ def test_the_best_and_the_worst_are_written_for_ears_and_eyes(pipeline, judges, 
         ({"steps": 0}, "steps 0: give 1 to 100"),
         ({"batch": 0}, "batch 0: give 1 to"),
         ({"examples": -1}, "examples -1: give 0 to"),
-        ({"guidance_scale": 0.5}, "guidance scale 0.5: give 1 to 20"),
+        ({"cfg_scale": 0.5}, "cfg_scale 0.5 is out of range; give a number from 1 to 20"),
         ({"splits": ("easy",)}, "splits easy: give standard or hard"),
         ({"rows": ("truth", "tuth")}, "row 'tuth' is not known; give some of truth, vae, generated"),
         ({"rows": ("truth",), "examples": 1}, "examples are of the row 'generated'"),
@@ -305,7 +305,8 @@ def test_the_command_measures_and_goes_on_after_being_killed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--count", "0"], "count 0: give 2"),
+        (["--count", "0"], "error: --count 0: give 2"),
+        (["--cfg-scale", "50"], "error: --cfg-scale 50 is out of range; give a number from 1 to 20"),
         (["--rows", "nonsense"], "row 'nonsense' is not known"),
     ],
     ids=str,

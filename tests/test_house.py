@@ -23,6 +23,7 @@ PACKAGE = ROOT / "thinksound"
 ORDER = [
     {"errors"},
     {"config", "rates"},
+    {"request"},
     {"media"},
     {"models"},
     {"encoders"},
@@ -153,7 +154,8 @@ def test_documented_guidance_is_that_of_the_presets(page):
     (cell,) = re.findall(
         r"^\| `(?:--cfg-scale X|cfg_scale)` \|.*?\b(\d.*?) \|", (ROOT / page).read_text(), re.M
     )
-    assert cell == f"{LIGHT.guidance_scale:g}, `tiny` {TINY.guidance_scale:g}"
+    cog = page == "docs/http.md"  # Cog has one default, the published one
+    assert cell == f"{LIGHT.guidance_scale:g}" + ("" if cog else f", `tiny` {TINY.guidance_scale:g}")
 
 
 def test_documented_commands_can_be_parsed():

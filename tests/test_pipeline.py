@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ FAST = Options(num_inference_steps=2, seed=3)
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return thinksound.load("tiny", devices="cpu")
+    return thinksound.load("tiny", device="cpu")
 
 
 def test_a_request_equals_its_stages(pipeline, clips, tmp_path):
@@ -47,8 +48,57 @@ def test_options_can_be_given_one_by_one(pipeline, clips):
     given = pipeline(clips / "cfr25_1p0s.mp4", num_inference_steps=2, seed=3)
     assert torch.equal(given.latents, pipeline(clips / "cfr25_1p0s.mp4", options=FAST).latents)
     assert pipeline(clips / "cfr25_1p0s.mp4", options=FAST, seed=4).seed == 4
-    with pytest.raises(TypeError, match="sed"):
-        pipeline(clips / "cfr25_1p0s.mp4", sed=3)
+
+
+def test_older_names_of_options_go_on_working(pipeline, clips):
+    assert Options(guidance_scale=4, duration_s=1, steps=2) == Options(2, cfg_scale=4, duration=1)
+    request = {"caption": "rain", "seed": 3}
+    given = pipeline(clips / "cfr25_1p0s.mp4", **request, steps=2, guidance_scale=6.0, duration_s=0.5)
+    wanted = pipeline(clips / "cfr25_1p0s.mp4", **request, num_inference_steps=2, cfg_scale=6.0, duration=0.5)
+    assert torch.equal(given.latents, wanted.latents)
+    assert pipeline.decode(clips / "cfr25_1p0s.mp4", duration_s=0.5).duration_s == 0.5
+    assert thinksound.load("tiny", devices="cpu", dtype=torch.float32).placement.plan.devices["t5"] == "cpu"
+
+
+VIDEO = Path(__file__).parent / "parity" / "features" / "clips" / "cfr25_1p0s.mp4"
+MISUSE = {
+    "unknown name": (lambda p: p(VIDEO, sed=3), "did you mean seed[?] taken are caption, cot, options"),
+    "unknown name of load": (lambda p: thinksound.load("tiny", devise="cpu"), "did you mean device[?]"),
+    "two names": (
+        lambda p: p(VIDEO, steps=2, num_inference_steps=2),
+        "given twice, also under its older name",
+    ),
+    "two names of options": (lambda p: Options(cfg_scale=4, guidance_scale=4), "cfg_scale is given twice"),
+    "two names of the device": (
+        lambda p: thinksound.load("tiny", device="cpu", devices="cpu"),
+        "given twice",
+    ),
+    "two names of the duration": (lambda p: p.decode(VIDEO, 1.0, duration_s=1.0), "duration is given twice"),
+    "array": (lambda p: p(np.zeros((8, 64, 64, 3))), "video of type numpy.ndarray .* give the path of one"),
+    "bytes": (lambda p: p(VIDEO.read_bytes()), "video of type bytes is not a path"),
+    "list": (lambda p: p([VIDEO, VIDEO]), "video of type list is not a path"),
+    "no video": (lambda p: p(None), "video None is not a path"),
+    "dict": (lambda p: p(VIDEO, options={"seed": 3}), "options of type dict .* give thinksound.Options"),
+    "dict for a stage": (lambda p: p.sample(None, 1.0, {"seed": 3}), "options of type dict"),
+    "flag for progress": (lambda p: p(VIDEO, progress=True), r"called as progress\(stage, done, total\)"),
+    "bytes for weights": (lambda p: thinksound.load("tiny", b"weights"), "weights of type bytes .* a folder"),
+    "list of presets": (
+        lambda p: thinksound.load(["tiny"]),
+        "give one of thinksound-light, thinksound, tiny",
+    ),
+    "number of a device": (lambda p: thinksound.load("tiny", device=0), "give auto, cpu, cuda"),
+    "other dtype": (
+        lambda p: thinksound.load("tiny", device="cpu", dtype=torch.int8),
+        "give one of auto, float",
+    ),
+    "text for offload": (lambda p: thinksound.load("tiny", offload="no"), "give True or False"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), MISUSE.values(), ids=MISUSE)
+def test_misuse_is_answered_with_what_is_taken(pipeline, call, message):
+    with pytest.raises(thinksound.InputError, match=message):
+        call(pipeline)
 
 
 def test_each_condition_changes_the_sound(pipeline, clips):
@@ -61,7 +111,7 @@ def test_each_condition_changes_the_sound(pipeline, clips):
         {"video": "gray_25_1p0s.mp4"},
         {"caption": "a dog"},
         {"cot": "a dog barks"},
-        {"guidance_scale": 5.0},
+        {"cfg_scale": 5.0},
         {"seed": 4},
     ):
         assert not torch.allclose(reference, latents(**change), atol=1e-3), change
@@ -69,7 +119,7 @@ def test_each_condition_changes_the_sound(pipeline, clips):
 
 def test_guidance_is_the_presets_where_none_is_given(pipeline, clips):
     left_out = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST)
-    given = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST, guidance_scale=4.0)
+    given = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST, cfg_scale=4.0)
     assert torch.equal(left_out.latents, given.latents)
     assert left_out.metadata["cfg_scale"] == "4"
     assert {preset.name: preset.guidance_scale for preset in PRESETS.values()} == {
@@ -141,21 +191,27 @@ BAD_OPTIONS = [
     {"num_inference_steps": 101},
     {"num_inference_steps": 2.5},
     {"num_inference_steps": True},
-    {"guidance_scale": 0.5},
-    {"guidance_scale": float("nan")},
-    {"guidance_scale": float("inf")},
+    {"num_inference_steps": None},
+    {"cfg_scale": 0.5},
+    {"cfg_scale": float("nan")},
+    {"cfg_scale": float("inf")},
     {"seed": -1},
     {"seed": "7"},
+    {"seed": 7.5},
+    {"seed": float("nan")},
+    {"seed": np.True_},
     {"seed": 2**32},
-    {"duration_s": 0.05},
-    {"duration_s": float("nan")},
-    {"duration_s": 1e9},
+    {"seed": 10**5000},
+    {"duration": 0.05},
+    {"duration": float("nan")},
+    {"duration": 1e9},
 ]
 
 
-@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=lambda options: f"{next(iter(options))}")
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(thinksound.InputError, match=r"give a (whole )?number from"):
+    (name,) = options
+    with pytest.raises(thinksound.InputError, match=rf"^{name} .{{1,50}} is .*; give a (whole )?number from"):
         Options(**options)
 
 
@@ -170,6 +226,13 @@ def test_numbers_of_numpy_are_numbers(pipeline, clips):
     given = Options(np.int64(2), np.float32(4), np.uint32(3), np.float64(1.0))
     plain = pipeline(clips / "cfr25_1p0s.mp4", options=FAST)
     assert torch.equal(pipeline(clips / "cfr25_1p0s.mp4", options=given).latents, plain.latents)
+
+
+@pytest.mark.parametrize("seed", [42.0, np.float16(42), np.float64(42), np.uint8(42), Fraction(42)])
+def test_whole_floats_are_whole_numbers(seed):
+    options = Options(num_inference_steps=24.0, seed=seed)
+    assert options == Options(24, seed=42)
+    assert [type(value) for value in (options.num_inference_steps, options.seed)] == [int, int]
 
 
 def test_unknown_presets_are_refused():
@@ -214,8 +277,8 @@ def test_the_tables_of_parameters_of_our_own_networks(preset):
 
 
 def test_bfloat16_stays_close(clips):
-    exact = thinksound.load("tiny", devices="cpu")(clips / "cfr25_1p0s.mp4", "rain", "", Options(24, 5.0, 3))
-    rounded = thinksound.load("tiny", devices="cpu", dtype="bfloat16")(
+    exact = thinksound.load("tiny", device="cpu")(clips / "cfr25_1p0s.mp4", "rain", "", Options(24, 5.0, 3))
+    rounded = thinksound.load("tiny", device="cpu", dtype="bfloat16")(
         clips / "cfr25_1p0s.mp4", "rain", "", Options(24, 5.0, 3)
     )
     error = (rounded.latents - exact.latents).norm() / exact.latents.norm()

@@ -31,7 +31,7 @@ MADE = made_sources("standard", range(1_000_000, 1_000_005))
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return thinksound.load("tiny", devices="cpu")
+    return thinksound.load("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_a_folder_keeps_to_one_length_and_one_set_of_weights(pipeline, made, tmp
     before = contents(made)
     with pytest.raises(InputError, match="holds clips of 2 s for tiny, wanted are 3 s for tiny"):
         prepare_clips(pipeline, MADE, made, duration_s=3, shard_size=2)
-    other = thinksound.load("tiny", devices="cpu")
+    other = thinksound.load("tiny", device="cpu")
     with torch.no_grad():
         other.vae.encoder.out.bias.add_(0.1)
     with pytest.raises(InputError, match="other weights of tiny"):

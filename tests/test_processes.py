@@ -118,6 +118,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_another_sound(
     assert (folder / "other.mp4").read_bytes() != first
 
 
+def test_whole_floats(clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    video = str(clips / "cfr30_0p3s.mp4")
+    assert main(["generate", video, "--preset", "tiny", "--steps", "1.0", "--seed", "42.0"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "Seed 42" in lines
+
+
 def test_the_first_seconds_only(clips, tmp_path):
     request = ("generate", clips / "cfr25_10p04s.mp4", "--duration", "1", "--audio", "a.wav", *FAST)
     thinksound(*request, cwd=tmp_path)
@@ -138,17 +146,24 @@ BAD_REQUESTS = {
     "missing file": (("nothing.mp4",), "nothing.mp4: no such file"),
     "endless name": (("x" * 300 + ".mp4", "-o", "out.mp4"), "x.mp4: cannot be opened"),
     "directory": ((".",), "directory"),
-    "not a number": ((VIDEO, "--cfg-scale", "nan"), "guidance_scale nan is out of range"),
+    "not a number": (
+        (VIDEO, "--cfg-scale", "nan"),
+        "--cfg-scale nan is out of range; give a number from 1 to 20",
+    ),
     "guidance too large": ((VIDEO, "--cfg-scale", "21"), "from 1 to 20"),
-    "no steps": ((VIDEO, "--steps", "0"), "num_inference_steps 0 is out of range"),
+    "no steps": ((VIDEO, "--steps", "0"), "--steps 0 is out of range; give a whole number from 1 to 100"),
     "negative seed": (
         (VIDEO, "--seed", "-1"),
-        "give a whole number from 0 to 4294967295",
+        "--seed -1 is out of range; give a whole number from 0 to 4294967295",
     ),
-    "no duration": ((VIDEO, "--duration", "0"), "duration 0.0 is out of range"),
+    "no duration": ((VIDEO, "--duration", "0"), "--duration 0 is out of range"),
     "endless caption": (
         (VIDEO, "--caption", "a" * 100_000),
-        "caption has 100,000 characters; at most 10,000",
+        "--caption has 100,000 characters; at most 10,000",
+    ),
+    "endless cot and no weights": (
+        (VIDEO, "--cot", "a" * 100_000, "--weights", "nowhere"),
+        "--cot has 100,000 characters",
     ),
     "no folder": ((VIDEO, "-o", "nowhere/out.mp4"), "the folder nowhere does not exist"),
     "other ending": ((VIDEO, "-o", "out.avi"), "use .mp4"),
@@ -156,7 +171,7 @@ BAD_REQUESTS = {
     "no weights": ((VIDEO, "--preset", "thinksound-light", "--weights", "."), "thinksound_light.ckpt"),
     "weights that are a file": ((VIDEO, "--weights", VIDEO), f"{VIDEO}: this is a file; give the folder"),
     "no GPU": ((VIDEO, "--device", "cuda:7"), "cuda:7 is not there"),
-    "unknown device": ((VIDEO, "--device", "tpu"), "give auto, cpu, cuda"),
+    "unknown device": ((VIDEO, "--device", "tpu"), "--device 'tpu' is not known; give auto, cpu, cuda"),
 }
 
 
@@ -182,7 +197,9 @@ def test_a_bad_request_ends_a_process_without_a_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--steps", "many"), "invalid int value: 'many'"),
+        (("--steps", "many"), "argument --steps: 'many' is not a whole number"),
+        (("--seed", "42.5"), "argument --seed: '42.5' is not a whole number"),
+        (("--seed", "inf"), "argument --seed: 'inf' is not a whole number"),
         (("--duration", "long"), "'long' is not a number"),
         (("--preset", "huge"), "invalid choice: 'huge'"),
     ],

@@ -93,7 +93,7 @@ def test_inputs_are_the_published_ones_and_one_more(server: Server) -> None:
         "cot": {"type": "string", "default": ""},
         "cfg_scale": {
             "type": "number",
-            "default": None,
+            "default": 5.0,
             "nullable": True,
             "minimum": 1.0,
             "maximum": 20.0,
@@ -115,7 +115,7 @@ def test_the_answer_is_the_video_with_sound(server: Server, clips: Path, tmp_pat
         assert (sound.codec_context.name, sound.rate, sound.channels) == ("aac", 16_000, 2)
         assert float(sound.duration * sound.time_base) == pytest.approx(1.0, abs=1e-3)
         assert float(container.streams.video[0].duration * container.streams.video[0].time_base) == 1.0
-        wanted = {"seed": "7", "caption": "rain", "cot": "soft rain", "preset": "tiny", "cfg_scale": "4"}
+        wanted = {"seed": "7", "caption": "rain", "cot": "soft rain", "preset": "tiny", "cfg_scale": "5"}
         assert wanted.items() <= container.metadata.items()
 
     metrics = answer["metrics"]
@@ -148,6 +148,12 @@ def test_without_a_seed_one_is_drawn_and_reported(
     with av.open(output_of(answers[0], tmp_path)) as container:
         assert container.metadata["seed"] == str(seeds[0])
     assert server.predict(**good, seed=seeds[0])["output"] == answers[0]["output"]
+
+
+def test_whole_floats_are_whole_numbers(server: Server, good: dict[str, Any]) -> None:
+    floats = {"seed": 1.0, "num_inference_steps": 10.0}
+    answer = server.predict(**good | floats)
+    assert (answer["status"], answer["metrics"]["seed"], answer["metrics"]["steps"]) == ("succeeded", 1, 10)
 
 
 def test_an_empty_cot_is_the_caption(server: Server, good: dict[str, Any]) -> None:

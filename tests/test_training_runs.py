@@ -189,8 +189,8 @@ def test_an_exported_run_is_what_generates(whole, tmp_path, clips, capsys):
     loaded = load_mmdit(weights, TINY.weights["dit"], TINY.mmdit, torch.float32).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in trained(whole, "averages").items())
 
-    before = thinksound.load("tiny", devices="cpu")
-    after = thinksound.load("tiny", weights, devices="cpu")
+    before = thinksound.load("tiny", device="cpu")
+    after = thinksound.load("tiny", weights, device="cpu")
     video = clips / "cfr25_1p0s.mp4"
     sounds = [
         pipeline(video, caption="rain", seed=1, num_inference_steps=2).latents for pipeline in (before, after)
@@ -234,7 +234,7 @@ def test_an_export_stands_beside_the_networks_that_it_was_trained_with(whole, tm
         "t5/config.json",
     ):
         assert (output / "tiny" / file).resolve() == mine / "tiny" / file
-    thinksound.load("tiny", output, devices="cpu")  # verifies checksums
+    thinksound.load("tiny", output, device="cpu")  # verifies checksums
     # Without others of one's own, nothing is linked: what comes with the project is found anyway.
     assert main(["train", "export", str(whole), "-o", str(tmp_path / "alone")]) == 0
     names = {file.name for file in (tmp_path / "alone").rglob("*") if file.is_file()}
@@ -311,8 +311,9 @@ def refused(data, tmp_path, capsys):
 def test_what_cannot_be_trained_is_refused_before_training(refused, data, tmp_path):
     assert "no such folder; make it with `thinksound prepare`" in refused("--data", tmp_path / "none")
     assert "prepare the files again with --preset thinksound" in refused("--preset", "thinksound")
-    assert "give 1 to 2, the clips of a process's step" in refused("--parts", 3)
-    assert "steps 0: give 1 or more" in refused(steps=0)
+    assert "--parts 3: give 1 to 2, the clips of a process's step" in refused("--parts", 3)
+    assert "--ema 1.0: give 0 to less than 1" in refused("--ema", 1)
+    assert "--steps 0: give 1 or more" in refused(steps=0)
     assert "several need torchrun" in refused("--device", "cuda:0,cuda:1")
     (tmp_path / "text.ckpt").write_text("no weights")
     assert "text.ckpt: a text file, not a weight file" in refused("--from", tmp_path / "text.ckpt")

@@ -54,7 +54,7 @@ def prepared(pipeline: Pipeline, seeds: list[int], folder: Path) -> PreparedClip
 
 @pytest.mark.training
 def test_a_short_training_puts_sounds_where_they_are_seen(tmp_path):
-    pipeline = load("tiny", devices="cpu")
+    pipeline = load("tiny", device="cpu")
     prepared(pipeline, strikes(TRAINING, CLIPS), tmp_path / "clips")
     seeds = strikes(STEERING, MEASURED)
     measured = prepared(pipeline, seeds, tmp_path / "measured")
@@ -100,7 +100,7 @@ def test_the_recipe_of_tiny_runs_from_its_start_to_its_end(tmp_path):
     assert len(files) == 5
     unchanged = [file for file in files if (start / file).read_bytes() == (trained / file).read_bytes()]
     assert not unchanged
-    load("tiny", tmp_path / "weights", devices="cpu")  # verifies checksums, names and sizes
+    load("tiny", tmp_path / "weights", device="cpu")  # verifies checksums, names and sizes
     with (tmp_path / "log.csv").open(newline="") as stream:
         stages = {row["stage"] for row in csv.DictReader(stream)}
     assert stages == {"vae", "refined-vae", "sync", "pictures", "texts", "dit", "refined-dit"}

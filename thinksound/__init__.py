@@ -15,7 +15,8 @@ if TYPE_CHECKING:
         ThinkSoundError,
         WeightsError,
     )
-    from .pipeline import Options, Pipeline, Result, load
+    from .pipeline import Pipeline, Result, load
+    from .request import Options
 
 _HOME = {
     "InputError": "errors",
@@ -24,7 +25,7 @@ _HOME = {
     "PlacementError": "errors",
     "ThinkSoundError": "errors",
     "WeightsError": "errors",
-    "Options": "pipeline",
+    "Options": "request",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "load": "pipeline",

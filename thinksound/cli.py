@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .commands import evaluate, prepare, train
-from .commands.arguments import add_model, add_weights_dir, number
+from .commands.arguments import add_model, add_weights_dir, as_typed, number, whole
 from .commands.progress import Bars
 from .errors import InputError, ThinkSoundError
 from .presets import DEFAULT_PRESET, PRESETS
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
         sys.stdout.flush()
     except ThinkSoundError as error:
-        print(f"thinksound: error: {error}", file=sys.stderr)
+        print(f"thinksound: error: {as_typed(error, arguments)}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         left = getattr(arguments, "interrupted", "nothing was written")
@@ -113,13 +113,13 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     sound.add_argument(
         "--steps",
-        type=int,
+        type=whole,
         default=24,
         metavar="N",
         help="sampling steps, 1 to 100; more is slower (default: 24)",
     )
     sound.add_argument(
-        "--seed", type=int, metavar="N", help="0 to 4294967295; the same seed gives the same sound"
+        "--seed", type=whole, metavar="N", help="0 to 4294967295; the same seed gives the same sound"
     )
     add_model(parser)
 
@@ -185,8 +185,8 @@ def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         default="standard",
         help="standard: one source; hard: two, with distractions (default: standard)",
     )
-    parser.add_argument("--count", type=int, default=10, metavar="N", help="clips to make (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first clip (default: 0)")
+    parser.add_argument("--count", type=whole, default=10, metavar="N", help="clips to make (default: 10)")
+    parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the first clip (default: 0)")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="folder, made if missing"
     )
@@ -196,7 +196,10 @@ def _add_make_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 def _generate(arguments: argparse.Namespace) -> None:
     from .media.files import check_output
     from .media.probe import probe
+    from .request import Options, check_texts
 
+    options = Options(arguments.steps, arguments.cfg_scale, arguments.seed, arguments.duration)
+    check_texts(arguments.caption, arguments.cot)
     video: Path = arguments.video
     probe(video)
     output: Path = arguments.output or Path(f"{video.stem}_sound.mp4")
@@ -207,14 +210,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.dump:
         check_output(arguments.dump, (".safetensors",), (video,))
 
-    from .pipeline import Options, load
+    from .pipeline import load
 
-    options = Options(
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.cfg_scale,
-        seed=arguments.seed,
-        duration_s=arguments.duration,
-    )
     say = _silent if arguments.quiet else _say
     say(f"Loading {arguments.preset}")
     bars = Bars(arguments.quiet)

@@ -17,7 +17,16 @@ class ThinkSoundError(Exception):
 
 
 class InputError(ThinkSoundError, ValueError):
-    """An argument is outside of what is allowed."""
+    """An argument is outside of what is allowed.
+
+    Args:
+        message: begins with the option's name where it is about one option.
+        option: that name, as Python spells it.
+    """
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class MediaError(ThinkSoundError):

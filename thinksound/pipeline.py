@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,17 @@ from .models.mmdit import MMDiT
 from .models.oobleck import AudioVAE
 from .models.synchformer import Synchformer
 from .presets import DEFAULT_PRESET, NETWORKS, Preset, get_preset
-from .rates import (
-    MAX_DURATION_S,
-    MIN_DURATION_S,
-    SYNC_SEGMENT,
-    audio_sample_count,
-    latent_frame_count,
+from .rates import SYNC_SEGMENT, audio_sample_count, latent_frame_count
+from .request import (
+    DURATION,
+    MAX_SEED,
+    OPTIONS,
+    Options,
+    as_path,
+    by_current_names,
+    check_progress,
+    check_texts,
+    describe,
 )
 from .runtime.placement import Placement, detect_machine, make_plan, memory_errors
 from .sampling.sample import draw_noise, sample_latents
@@ -54,39 +58,14 @@ logger = logging.getLogger(__name__)
 # Called as progress(stage, done, total) while a request runs.
 Progress = Callable[[str, int, int], None]
 
-MAX_SEED = 2**32 - 1  # what the original's seeding accepts
-MAX_STEPS = 100
-MIN_GUIDANCE, MAX_GUIDANCE = 1.0, 20.0
-MAX_TEXT = 10_000  # characters; the encoders read the first 77 tokens
 
-
-@dataclass(frozen=True)
-class Options:
-    """How to sample; checked on construction."""
-
-    num_inference_steps: int = 24
-    guidance_scale: float | None = None  # 1 follows the conditions, more exaggerates; None: as the preset
-    seed: int | None = None  # None draws one; the result says which
-    duration_s: float | None = None  # use the first seconds only; None is the whole video
-
-    def __post_init__(self) -> None:
-        _check_number("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS, whole=True)
-        if self.guidance_scale is not None:
-            _check_number("guidance_scale", self.guidance_scale, MIN_GUIDANCE, MAX_GUIDANCE)
-        if self.seed is not None:
-            _check_number("seed", self.seed, 0, MAX_SEED, whole=True)
-        if self.duration_s is not None:
-            _check_number("duration", self.duration_s, MIN_DURATION_S, MAX_DURATION_S)
-
-
-def _check_number(name: str, value: object, low: float, high: float, whole: bool = False) -> None:
-    kind = "whole number" if whole else "number"
-    allowed = f"give a {kind} from {low:.10g} to {high:.10g}"
-    # Integral and Real, so that NumPy's numbers are numbers too.
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-        raise InputError(f"{name} {value!r} is not a {kind}; {allowed}")
-    if not low <= float(value) <= high:  # false for NaN too
-        raise InputError(f"{name} {value!r} is out of range; {allowed}")
+def _checked(options: Options | None) -> Options:
+    if options is not None and not isinstance(options, Options):
+        raise InputError(
+            f"options {describe(options)} are not taken; give thinksound.Options(...), or one by one "
+            f"{', '.join(f'{name}=...' for name in OPTIONS)}"
+        )
+    return options or Options()
 
 
 def _draw_seed() -> int:
@@ -119,7 +98,7 @@ class Result:
         Raises:
             OutputError: the file cannot be written; nothing is left behind.
         """
-        path = Path(path)
+        path = as_path("path", path, "where to write, .mp4 or .wav")
         if path.suffix.lower() == ".wav":
             write_wav(path, self.pcm, self.sample_rate)
             return ()
@@ -193,7 +172,7 @@ class Pipeline:
         """Generate the sound of a video.
 
         Args:
-            video: any file with moving pictures, 0.1 s to 3 minutes.
+            video: path of any file with moving pictures, 0.1 s to 3 minutes.
             caption: what is heard, in a few words.
             cot: chain of thought, a description step by step; empty uses the caption.
             options: how to sample.
@@ -203,13 +182,17 @@ class Pipeline:
         Raises:
             ThinkSoundError: with a message for the user; see `thinksound.errors`.
         """
-        options = self._settle(replace(options or Options(), **changes))
-        caption, cot = self.check_texts(caption, cot)
+        options = _checked(options)
+        if changes:
+            known = by_current_names(changes, OPTIONS, ("caption", "cot", "options", "progress"))
+            options = replace(options, **known)
+        options = self._settle(options)
+        caption, cot = check_texts(caption, cot)
         clock = _Clock()
 
         with memory_errors():
             with clock.time("decode"):
-                decoded = self.decode(video, options.duration_s, progress)
+                decoded = self.decode(video, options.duration, progress)
             with clock.time("encode"):
                 features = self.encode(decoded, caption, cot, progress)
             with clock.time("sample"):
@@ -235,11 +218,28 @@ class Pipeline:
         )
 
     def decode(
-        self, video: Path | str, duration_s: float | None = None, progress: Progress | None = None
+        self,
+        video: Path | str,
+        duration: float | None = None,
+        progress: Progress | None = None,
+        **older: float | None,
     ) -> DecodedVideo:
-        """Pictures for both encoders, in one pass over the file."""
+        """Pictures for both encoders, in one pass over the file.
+
+        Args:
+            video: path of any file with moving pictures, 0.1 s to 3 minutes.
+            duration: use the first seconds only; None is the whole video.
+            progress: called as ``progress(stage, done, total)``.
+            older: ``duration_s``, which is what ``duration`` was called before.
+        """
+        path = as_path("video", video, "the path of one video")
+        check_progress(progress)
+        if older:
+            given = older if duration is None else {"duration": duration, **older}
+            duration = by_current_names(given, ("duration",), ("video", "progress"))["duration"]
+        duration_s = None if duration is None else DURATION.check("duration", duration)
         report = (lambda share: progress("decode", round(100 * share), 100)) if progress else None
-        return decode_video(video, duration_s, report)
+        return decode_video(path, duration_s, report)
 
     def encode(
         self, decoded: DecodedVideo, caption: str = "", cot: str = "", progress: Progress | None = None
@@ -252,7 +252,8 @@ class Pipeline:
             cot: for T5; empty uses the caption.
             progress: called as ``progress(stage, done, total)``, possibly from another thread.
         """
-        caption, cot = self.check_texts(caption, cot)
+        check_progress(progress)
+        caption, cot = check_texts(caption, cot)
         return self._encode(decoded.clip_frames, decoded.sync_frames, caption, cot, progress)
 
     def _encode(
@@ -304,8 +305,9 @@ class Pipeline:
         progress: Progress | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Noise and latents, each ``(C, T)`` float32 on the CPU, for ``duration_s`` seconds of sound."""
-        options = self._settle(options or Options())
-        assert options.seed is not None and options.guidance_scale is not None
+        check_progress(progress)
+        options = self._settle(_checked(options))
+        assert options.seed is not None and options.cfg_scale is not None
         steps, vae = options.num_inference_steps, self.preset.vae
         length = latent_frame_count(duration_s, vae.sample_rate, vae.hop)
         noise = draw_noise(int(options.seed), vae.latent_dim, length)
@@ -315,7 +317,7 @@ class Pipeline:
                 features.batched(),
                 noise,
                 steps,
-                options.guidance_scale,
+                options.cfg_scale,
                 (lambda step: progress("sample", step, steps)) if progress else (lambda step: None),
             )
         return noise[0], latents[0].cpu()
@@ -359,28 +361,10 @@ class Pipeline:
     def _settle(self, options: Options) -> Options:
         """The options with what was left open decided: a seed drawn, guidance as the preset has it."""
         seed = _draw_seed() if options.seed is None else options.seed
-        scale = self.preset.guidance_scale if options.guidance_scale is None else options.guidance_scale
-        return replace(options, seed=seed, guidance_scale=scale)
+        scale = self.preset.guidance_scale if options.cfg_scale is None else options.cfg_scale
+        return replace(options, seed=seed, cfg_scale=scale)
 
-    @staticmethod
-    def check_texts(caption: str, cot: str) -> tuple[str, str]:
-        """The two texts as the encoders get them.
-
-        Raises:
-            InputError: one is too long, or no text.
-        """
-        for name, text in (("caption", caption), ("cot", cot)):
-            if not isinstance(text, str):
-                raise InputError(f"{name} {text!r} is not a text")
-            if len(text) > MAX_TEXT:
-                raise InputError(
-                    f"{name} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed, "
-                    "and the networks read only about the first 60 words"
-                )
-            if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise InputError(f"{name} is not valid Unicode text; give it in UTF-8")
-        caption = caption.strip()
-        return caption, cot.strip() or caption
+    check_texts = staticmethod(check_texts)
 
     def _metadata(self, caption: str, cot: str, options: Options) -> dict[str, str]:
         return {
@@ -389,7 +373,7 @@ class Pipeline:
             "seed": str(options.seed),
             "caption": caption,
             "cot": cot,
-            "cfg_scale": f"{options.guidance_scale:g}",
+            "cfg_scale": f"{options.cfg_scale:g}",
             "num_inference_steps": str(options.num_inference_steps),
         }
 
@@ -397,29 +381,41 @@ class Pipeline:
 def load(
     preset: str = DEFAULT_PRESET,
     weights: Path | str | None = None,
-    devices: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     offload: bool = False,
     progress: Progress | None = None,
+    **older: str,
 ) -> Pipeline:
     """Load a preset's networks onto this machine's devices.
 
     Args:
         preset: "thinksound-light", "thinksound" or "tiny".
         weights: folder with the published files; None is ``THINKSOUND_WEIGHTS`` or ``weights/``.
-        devices: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N" (transformer and VAE, then encoders).
-        dtype: "auto", "float32", "bfloat16" or "float16". Asking for float32 also switches PyTorch's
-            TensorFloat-32 convolutions off, for the whole process.
+        device: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N" (transformer and VAE, then encoders), or a
+            `torch.device`.
+        dtype: "auto", "float32", "bfloat16" or "float16", or the `torch.dtype`. Asking for float32 also
+            switches PyTorch's TensorFloat-32 convolutions off, for the whole process.
         offload: keep weights in main memory, one network at a time on the GPU.
         progress: called as ``progress("load", done, total)`` after each network.
+        older: ``devices``, which is what ``device`` was called before.
 
     Raises:
+        InputError: an argument is unknown, or not among those named here.
         WeightsError: files are missing, damaged or of another network.
         PlacementError: a device is missing or too small.
     """
     chosen = get_preset(preset)
-    plan = make_plan(detect_machine(), chosen.parameters, devices, dtype, offload)
-    folder = Path(weights) if weights is not None else default_weights_dir()
+    if older:
+        given = older if device == "auto" else {"device": device, **older}
+        arguments = ("preset", "weights", "dtype", "offload", "progress")
+        device = by_current_names(given, ("device",), arguments)["device"]
+    folder = as_path("weights", weights, "a folder") if weights is not None else default_weights_dir()
+    check_progress(progress)
+    if not isinstance(offload, bool):
+        raise InputError(f"offload {describe(offload)} is not taken; give True or False")
+    dtype = str(dtype).removeprefix("torch.")
+    plan = make_plan(detect_machine(), chosen.parameters, str(device), dtype, offload)
     dtypes = {name: getattr(torch, number_format) for name, number_format in plan.dtypes.items()}
     if dtype == "float32":
         torch.backends.cudnn.allow_tf32 = False

@@ -96,6 +96,6 @@ DEFAULT_PRESET = LIGHT.name
 
 def get_preset(name: str) -> Preset:
     """The preset called ``name``; raises `InputError` with the known names otherwise."""
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r} is not known; give one of {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InputError(f"preset {name!r} is not known; give one of {', '.join(PRESETS)}", option="preset")
     return PRESETS[name]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
+from ..errors import InputError, ThinkSoundError
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..runtime.precision import DTYPES
+
+# Options whose flag is not their name in Python.
+_FLAGS = {"num_inference_steps": "steps", "duration_s": "duration", "ema_decay": "ema", "clip_norm": "clip"}
 
 
 def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> None:
@@ -47,6 +52,29 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def whole(text: str) -> int:
+    """A whole number; 24.0 is one too."""
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        if float(text).is_integer():  # as infinity and NaN are not
+            return int(float(text))
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+
+
+def as_typed(error: ThinkSoundError, arguments: argparse.Namespace) -> str:
+    """The message of an error, with an option named as the command line spells it.
+
+    Only options of this command: what is wrong in a table of captions was not typed as ``--caption``.
+    """
+    message = str(error)
+    if isinstance(error, InputError) and error.option:
+        name = _FLAGS.get(error.option, error.option)
+        if hasattr(arguments, name):
+            return f"--{name.replace('_', '-')}{message.removeprefix(error.option)}"
+    return message
 
 
 def part(text: str) -> tuple[int, int]:

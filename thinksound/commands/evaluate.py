@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..evaluation.rows import table_rows
 from . import evaluate_folder
-from .arguments import add_model, add_weights_dir, number, part
+from .arguments import add_model, add_weights_dir, number, part, whole
 from .progress import Bars
 
 _EXAMPLES = """\
@@ -53,7 +53,7 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="one source, or two with distractions; may be given twice (default: both)",
     )
     parser.add_argument(
-        "--count", type=int, default=240, metavar="N", help="clips of each split (default: 240)"
+        "--count", type=whole, default=240, metavar="N", help="clips of each split (default: 240)"
     )
     parser.add_argument(
         "--rows",
@@ -65,10 +65,10 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--cfg-scale", type=number, metavar="X", help="guidance, 1 to 20 (default: as the preset)"
     )
     parser.add_argument(
-        "--steps", type=int, default=24, metavar="N", help="sampling steps, 1 to 100 (default: 24)"
+        "--steps", type=whole, default=24, metavar="N", help="sampling steps, 1 to 100 (default: 24)"
     )
     parser.add_argument(
-        "--batch", type=int, default=16, metavar="N", help="clips that are sampled together (default: 16)"
+        "--batch", type=whole, default=16, metavar="N", help="clips that are sampled together (default: 16)"
     )
     parser.add_argument(
         "--part",
@@ -80,7 +80,7 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     parser.add_argument(
         "--examples",
-        type=int,
+        type=whole,
         default=0,
         metavar="N",
         help="also write the N best and the N worst generated clips of each split, beside the truth",
@@ -110,7 +110,7 @@ def run_made(arguments: argparse.Namespace) -> None:
         splits=tuple(arguments.split or ("standard", "hard")),
         count=arguments.count,
         rows=None if arguments.rows is None else tuple(arguments.rows),
-        guidance_scale=arguments.cfg_scale,
+        cfg_scale=arguments.cfg_scale,
         steps=arguments.steps,
         batch=arguments.batch,
         part=arguments.part,

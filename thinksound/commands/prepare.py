@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .arguments import add_model, number, part
+from .arguments import add_model, number, part, whole
 from .progress import Bars
 
 _EXAMPLES = """\
@@ -52,7 +52,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--shard-size",
-        type=int,
+        type=whole,
         default=128,
         metavar="N",
         help="files of one shard, which is made whole or not at all (default: 128)",
@@ -66,7 +66,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole,
         metavar="N",
         help="threads that read files ahead (default: 1 on a CPU, else up to 8)",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..presets import DEFAULT_PRESET, PRESETS
-from .arguments import add_weights_dir, number
+from .arguments import add_weights_dir, number, whole
 from .progress import Bars
 
 if TYPE_CHECKING:
@@ -55,7 +55,11 @@ def _add_dit(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     recipe = parser.add_argument_group("recipe", "defaults are those of the published training where known")
     _add_steps(recipe)
     recipe.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="clips of a step, all devices together (default: 8)"
+        "--batch",
+        type=whole,
+        default=8,
+        metavar="N",
+        help="clips of a step, all devices together (default: 8)",
     )
     recipe.add_argument(
         "--learning-rate", type=number, metavar="X", help="of AdamW (default: 5e-5; with --lora 2e-4)"
@@ -82,24 +86,26 @@ def _add_dit(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     lora = parser.add_argument_group("LoRA", "fine-tune small added matrices instead of all weights")
     lora.add_argument("--lora", action="store_true", help="needs the package peft; see `train export`")
-    lora.add_argument("--rank", type=int, default=16, metavar="N", help="of the matrices (default: 16)")
+    lora.add_argument("--rank", type=whole, default=16, metavar="N", help="of the matrices (default: 16)")
     lora.add_argument(
-        "--alpha", type=int, default=16, metavar="N", help="they count alpha / rank times (default: 16)"
+        "--alpha", type=whole, default=16, metavar="N", help="they count alpha / rank times (default: 16)"
     )
     _add_run(parser)
     output = parser.add_argument_group("samples")
     output.add_argument(
         "--sample-every",
-        type=int,
+        type=whole,
         default=0,
         metavar="N",
         help="steps between WAV files of a few clips in RUN/samples (default: none)",
     )
-    output.add_argument("--samples", type=int, default=4, metavar="N", help="clips of each time (default: 4)")
+    output.add_argument(
+        "--samples", type=whole, default=4, metavar="N", help="clips of each time (default: 4)"
+    )
     machine = _add_machine(parser)
     machine.add_argument(
         "--parts",
-        type=int,
+        type=whole,
         default=1,
         metavar="N",
         help="compute a device's share of a step in N parts: less memory, the same result (default: 1)",
@@ -125,12 +131,12 @@ def _add_vae(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_start(parser)
     recipe = parser.add_argument_group("recipe", "defaults differ from preset to preset")
     _add_steps(recipe)
-    recipe.add_argument("--batch", type=int, metavar="N", help="excerpts of a step, all devices together")
-    recipe.add_argument("--excerpt", type=int, metavar="N", help="latents of an excerpt")
+    recipe.add_argument("--batch", type=whole, metavar="N", help="excerpts of a step, all devices together")
+    recipe.add_argument("--excerpt", type=whole, metavar="N", help="latents of an excerpt")
     recipe.add_argument("--learning-rate", type=number, metavar="X", help="of AdamW")
     recipe.add_argument("--kl-weight", type=number, metavar="X", help="how strongly latents are made normal")
     recipe.add_argument(
-        "--adversarial-from", type=int, metavar="N", help="step from which a discriminator judges the sound"
+        "--adversarial-from", type=whole, metavar="N", help="step from which a discriminator judges the sound"
     )
     _add_schedule(recipe)
     _add_run(parser)
@@ -210,15 +216,15 @@ def _add_preset(start: argparse._ActionsContainer) -> None:
 
 
 def _add_steps(recipe: argparse._ArgumentGroup) -> None:
-    recipe.add_argument("--steps", type=int, required=True, metavar="N", help="train up to this step")
+    recipe.add_argument("--steps", type=whole, required=True, metavar="N", help="train up to this step")
     recipe.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)"
+        "--seed", type=whole, default=0, metavar="N", help="of everything that is drawn (default: 0)"
     )
 
 
 def _add_schedule(recipe: argparse._ArgumentGroup) -> None:
     recipe.add_argument(
-        "--warmup", type=int, default=100, metavar="N", help="steps of rising learning rate (default: 100)"
+        "--warmup", type=whole, default=100, metavar="N", help="steps of rising learning rate (default: 100)"
     )
     recipe.add_argument(
         "--final-rate",
@@ -246,7 +252,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--log-every",
-        type=int,
+        type=whole,
         default=20,
         metavar="N",
         help="steps between rows of log.csv (default: 20)",
@@ -254,13 +260,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--tensorboard", action="store_true", help="log for TensorBoard as well")
     run.add_argument(
         "--validate-every",
-        type=int,
+        type=whole,
         default=500,
         metavar="N",
         help="steps between measurements on what is held out (default: 500)",
     )
     run.add_argument(
-        "--save-every", type=int, default=500, metavar="N", help="steps between checkpoints (default: 500)"
+        "--save-every", type=whole, default=500, metavar="N", help="steps between checkpoints (default: 500)"
     )
     run.add_argument("--keep", action="store_true", help="keep older checkpoints as well")
     run.add_argument("-q", "--quiet", action="store_true", help="no progress")

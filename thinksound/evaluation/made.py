@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import InputError
-from ..pipeline import MAX_GUIDANCE, MAX_STEPS, MIN_GUIDANCE, Pipeline, Progress
+from ..pipeline import Pipeline, Progress
+from ..request import CFG_SCALE, STEPS
 from ..runtime.placement import memory_errors
 from ..synthetic.make import CLIP_S
 from ..synthetic.scene import SPLITS
@@ -40,7 +41,7 @@ class EvaluationOptions:
     splits: tuple[str, ...] = SPLITS
     count: int = 240  # clips of each split
     rows: tuple[str, ...] | None = None  # keys; None for all
-    guidance_scale: float | None = None  # None: as the preset
+    cfg_scale: float | None = None  # None: as the preset
     steps: int = 24
     batch: int = 16  # clips that are sampled together
     part: tuple[int, int] = (1, 1)  # (I, N): the I-th of N shares of the rows
@@ -50,14 +51,13 @@ class EvaluationOptions:
         for name, value, least, most in (
             ("count", self.count, 2, len(MEASURED)),  # one whose sound is given to another
             ("batch", self.batch, 1, 1_024),
-            ("steps", self.steps, 1, MAX_STEPS),
+            ("steps", self.steps, STEPS.low, STEPS.high),
             ("examples", self.examples, 0, self.count // 2),
         ):
             if not least <= value <= most:
-                raise InputError(f"{name} {value}: give {least} to {most}")
-        scale = self.guidance_scale
-        if scale is not None and not MIN_GUIDANCE <= scale <= MAX_GUIDANCE:
-            raise InputError(f"guidance scale {scale:g}: give {MIN_GUIDANCE:g} to {MAX_GUIDANCE:g}")
+                raise InputError(f"{name} {value}: give {least} to {most}", option=name)
+        if self.cfg_scale is not None:
+            CFG_SCALE.check("cfg_scale", self.cfg_scale)
         if not self.splits or set(self.splits) - set(SPLITS):
             raise InputError(f"splits {', '.join(self.splits) or 'none'}: give {' or '.join(SPLITS)}")
         chosen = choose(table_rows(1.0, 1), self.rows)
@@ -90,7 +90,7 @@ def evaluate_made(
     """
     options = options or EvaluationOptions()
     report = progress or (lambda stage, done, total: None)
-    scale = pipeline.preset.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    scale = pipeline.preset.guidance_scale if options.cfg_scale is None else options.cfg_scale
     rows = table_rows(scale, options.steps)
     wanted = choose(rows, options.rows)
     settings = {

@@ -172,7 +172,9 @@ def _choose_devices(machine: Machine, device: str) -> list[str]:
         return ["cpu"]
     names = ["cuda:0" if name.strip() == "cuda" else name.strip() for name in device.split(",")]
     if len(names) > 2 or not all(name.startswith("cuda:") and name[5:].isdecimal() for name in names):
-        raise InputError(f"device {device!r} is not known; give auto, cpu, cuda, cuda:N or cuda:M,cuda:N")
+        raise InputError(
+            f"device {device!r} is not known; give auto, cpu, cuda, cuda:N or cuda:M,cuda:N", option="device"
+        )
     for name in names:
         if name not in available:
             found = ", ".join(f"{n} ({gpu.name})" for n, gpu in zip(available, machine.gpus, strict=True))

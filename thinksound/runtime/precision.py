@@ -28,7 +28,7 @@ def network_dtypes(requested: str, *, on_gpu: bool, bfloat16: bool) -> dict[str,
         bfloat16: whether the GPU computes in bfloat16.
     """
     if requested not in DTYPES:
-        raise InputError(f"dtype {requested!r} is not known; give one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype {requested!r} is not known; give one of {', '.join(DTYPES)}", option="dtype")
     if requested == "auto":
         requested = "float32" if not on_gpu else "bfloat16" if bfloat16 else "float16"
     return {name: "float32" if name in ALWAYS_FLOAT32 else requested for name in NETWORKS}

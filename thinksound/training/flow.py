@@ -43,13 +43,15 @@ class FlowOptions:
     def __post_init__(self) -> None:
         for name in ("drop_one", "drop_all"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: give 0 to less than 1")
+                raise InputError(f"{name} {getattr(self, name)}: give 0 to less than 1", option=name)
         check_least(self, 1, "batch")
         check_least(self, 0, "weight_decay")
         check_positive(self, "learning_rate")
         check_betas(self.betas)
         if not 1 <= self.parts <= self.batch:
-            raise InputError(f"parts {self.parts}: give 1 to {self.batch}, the clips of a process's step")
+            raise InputError(
+                f"parts {self.parts}: give 1 to {self.batch}, the clips of a process's step", option="parts"
+            )
 
 
 def epoch_order(count: int, seed: int, start: int, length: int) -> list[int]:

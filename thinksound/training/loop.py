@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, OutputError
 from ..media.files import whole_file
-from ..pipeline import MAX_SEED
+from ..request import MAX_SEED
 from .log import RunLog
 from .processes import (
     average_over_processes,
@@ -52,7 +52,7 @@ def check_least(options: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not least <= value < math.inf:
-            raise InputError(f"{name} {value}: give {least:g} or more")
+            raise InputError(f"{name} {value}: give {least:g} or more", option=name)
 
 
 def check_positive(options: object, *names: str) -> None:
@@ -60,13 +60,13 @@ def check_positive(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not 0 < value < math.inf:
-            raise InputError(f"{name} {value}: give more than 0")
+            raise InputError(f"{name} {value}: give more than 0", option=name)
 
 
 def check_betas(betas: tuple[float, float]) -> None:
     """Raise `InputError` where AdamW would refuse them."""
     if not all(0 <= beta < 1 for beta in betas):
-        raise InputError(f"betas {betas[0]:g} and {betas[1]:g}: give 0 to less than 1")
+        raise InputError(f"betas {betas[0]:g} {betas[1]:g}: give 0 to less than 1", option="betas")
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class LoopOptions:
         check_least(self, 1, "steps", "log_every", "validate_every", "save_every")
         check_least(self, 0, "seed", "warmup", "sample_every")
         if self.seed > MAX_SEED:
-            raise InputError(f"seed {self.seed}: give 0 to {MAX_SEED}")
+            raise InputError(f"seed {self.seed}: give 0 to {MAX_SEED}", option="seed")
         if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay {self.ema_decay}: give 0 to less than 1")
+            raise InputError(f"ema_decay {self.ema_decay}: give 0 to less than 1", option="ema_decay")
         if not 0 <= self.final_rate <= 1:
-            raise InputError(f"final_rate {self.final_rate}: give 0 to 1")
+            raise InputError(f"final_rate {self.final_rate}: give 0 to 1", option="final_rate")
         check_positive(self, "clip_norm")
 
     def rate_factor(self, step: int) -> float:

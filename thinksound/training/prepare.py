@@ -106,7 +106,9 @@ def prepare_clips(
     if duration_s is None:
         duration_s = training_duration(preset)
     if not MIN_CLIP_S <= duration_s <= MAX_CLIP_S:
-        raise InputError(f"clips of {duration_s:g} s: give {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s")
+        raise InputError(
+            f"duration_s {duration_s:g}: give {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s", option="duration_s"
+        )
     layout = Layout.of(preset, float(duration_s))
     groups = [sources[start : start + shard_size] for start in range(0, len(sources), shard_size)]
     if not groups:

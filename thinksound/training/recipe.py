@@ -205,7 +205,7 @@ def train_texts(folder: Path, extent: Extent = FULL, progress: Progress | None =
 
 def prepare(folder: Path, part: int, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """One part of the training clips, and with the first part the validation clips, encoded."""
-    pipeline = load(TINY.name, folder / "weights", devices="cpu")
+    pipeline = load(TINY.name, folder / "weights", device="cpu")
     for name, clips in (
         ("clips", list(training_clips(extent.clips))),
         ("validation", list(validation_clips(extent.validation))),

@@ -227,7 +227,9 @@ def _vae_options(preset: Preset, changes: Mapping[str, Any]) -> VAEOptions | Spe
     known = {each.name for each in fields(options)}
     for name in changes:
         if name not in known:
-            raise InputError(f"{name}: the VAE of {preset.name} is trained without it; leave it out")
+            raise InputError(
+                f"{name}: the VAE of {preset.name} is trained without it; leave it out", option=name
+            )
     return replace(options, **changes)
 
 
@@ -288,7 +290,8 @@ def _share(batch: int, process: Process) -> int:
     if batch % process.count:
         raise InputError(
             f"batch {batch}: {process.count} processes cannot share it evenly; "
-            f"give a multiple of {process.count}"
+            f"give a multiple of {process.count}",
+            option="batch",
         )
     return batch // process.count
 
@@ -296,7 +299,7 @@ def _share(batch: int, process: Process) -> int:
 def _number_format(wish: str, device: torch.device) -> torch.dtype:
     """In which products are computed; weights, averages and sums always are float32."""
     if wish not in DTYPES:
-        raise InputError(f"dtype {wish!r} is not known; give one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype {wish!r} is not known; give one of {', '.join(DTYPES)}", option="dtype")
     if wish != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wish]
     fast = device.type == "cuda" and detect_machine().gpus[device.index or 0].bfloat16

@@ -1,0 +1,188 @@
+"""What a request may ask for: its options with their limits and names, and its texts.
+
+Command line, Python and Cog check by these. An `InputError` carries the name of its option, so that the
+command line can spell it as it was typed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import reprlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .rates import MAX_DURATION_S, MIN_DURATION_S
+
+MAX_SEED = 2**32 - 1  # what the original's seeding accepts
+MAX_TEXT = 10_000  # characters; the encoders read the first 77 tokens
+
+# Names that options had before, or have elsewhere; scripts that use them go on working.
+OLDER_NAMES = {
+    "guidance_scale": "cfg_scale",
+    "steps": "num_inference_steps",
+    "duration_s": "duration",
+    "devices": "device",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a number may be."""
+
+    low: float
+    high: float
+    whole: bool = False
+
+    def check(self, name: str, value: Any) -> Any:
+        """``value`` as a plain int or float; raises `InputError` that names the option ``name``."""
+        kind = "whole number" if self.whole else "number"
+        allowed = f"give a {kind} from {self.low:.10g} to {self.high:.10g}"
+        # Real, so that NumPy's numbers are numbers too.
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InputError(f"{name} {describe(value)} is not a {kind}; {allowed}", option=name)
+        try:
+            number = float(value)
+        except OverflowError:  # an int of hundreds of digits
+            number = math.inf
+        if not self.low <= number <= self.high:  # false for NaN too
+            raise InputError(f"{name} {describe(value)} is out of range; {allowed}", option=name)
+        if not self.whole:
+            return number
+        if not number.is_integer():  # 42.0 is a whole number, as for JSON Schema
+            raise InputError(f"{name} {describe(value)} is not a {kind}; {allowed}", option=name)
+        return int(number)
+
+
+STEPS = Limits(1, 100, whole=True)
+CFG_SCALE = Limits(1, 20)
+SEED = Limits(0, MAX_SEED, whole=True)
+DURATION = Limits(MIN_DURATION_S, MAX_DURATION_S)
+
+
+@dataclass(frozen=True, init=False)
+class Options:
+    """How to sample; checked on construction.
+
+    Raises:
+        InputError: one is out of range, of another type, unknown, or given under two names.
+    """
+
+    num_inference_steps: int = 24
+    cfg_scale: float | None = None  # 1 follows the conditions, more exaggerates; None: as the preset
+    seed: int | None = None  # None draws one; the result says which
+    duration: float | None = None  # use the first seconds only; None is the whole video
+
+    def __init__(
+        self,
+        num_inference_steps: int = 24,
+        cfg_scale: float | None = None,
+        seed: int | None = None,
+        duration: float | None = None,
+        **older: Any,
+    ) -> None:
+        given = {
+            "num_inference_steps": num_inference_steps,
+            "cfg_scale": cfg_scale,
+            "seed": seed,
+            "duration": duration,
+        }
+        if older:
+            chosen = {name: value for name, value in given.items() if value is not getattr(Options, name)}
+            given |= by_current_names({**chosen, **older}, OPTIONS)
+        for name, value in given.items():
+            if value is not None or name == "num_inference_steps":
+                value = OPTIONS[name].check(name, value)
+            object.__setattr__(self, name, value)
+
+
+OPTIONS = {"num_inference_steps": STEPS, "cfg_scale": CFG_SCALE, "seed": SEED, "duration": DURATION}
+
+
+def by_current_names(
+    given: Mapping[str, Any], known: Collection[str], more: Collection[str] = ()
+) -> dict[str, Any]:
+    """The keyword arguments with older names replaced.
+
+    Args:
+        given: keyword arguments under any name.
+        known: the current names that can be among them.
+        more: further arguments of the same call, for the message.
+
+    Raises:
+        InputError: a name is unknown, or an option is given under both of its names.
+    """
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        current = name if name in known else OLDER_NAMES.get(name, name)
+        if current not in known:
+            meant = {each: each for each in (*more, *known)}
+            meant |= {older: each for older, each in OLDER_NAMES.items() if each in known}
+            near = difflib.get_close_matches(name, meant, 1)
+            hint = f"did you mean {meant[near[0]]}? " if near else ""
+            raise InputError(f"{name} is not an option; {hint}taken are {', '.join([*more, *known])}")
+        if current in found:
+            older = name if name != current else next(n for n in given if OLDER_NAMES.get(n) == current)
+            raise InputError(f"{current} is given twice, also under its older name {older}; give it once")
+        found[current] = value
+    return found
+
+
+def check_texts(caption: str, cot: str) -> tuple[str, str]:
+    """The two texts as the encoders get them: caption, and cot or else the caption.
+
+    Raises:
+        InputError: one is too long, or no text.
+    """
+    for name, text in (("caption", caption), ("cot", cot)):
+        if not isinstance(text, str):
+            raise InputError(
+                f'{name} {describe(text)} is not a text; give a str, or "" for none', option=name
+            )
+        if len(text) > MAX_TEXT:
+            raise InputError(
+                f"{name} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed, "
+                "and the networks read only about the first 60 words",
+                option=name,
+            )
+        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{name} is not valid Unicode text; give it in UTF-8", option=name)
+    caption = caption.strip()
+    return caption, cot.strip() or caption
+
+
+def as_path(name: str, value: object, wanted: str = "the path of one file") -> Path:
+    """``value`` as a path; raises `InputError` where it is none, such as a list or the content of a file."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):
+        raise InputError(f"{name} {describe(value)} is not a path; give {wanted}, as str or pathlib.Path")
+    return Path(path)
+
+
+def check_progress(progress: object) -> None:
+    """Raise `InputError` where ``progress`` is something that cannot be called."""
+    if progress is not None and not callable(progress):
+        raise InputError(
+            f"progress {describe(progress)} is not a function; give one that is called as "
+            "progress(stage, done, total), or None"
+        )
+
+
+def describe(value: object) -> str:
+    """A value for a message: short, on one line, with its type where that is what is wrong."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, Real):
+        try:
+            text = str(value).removesuffix(".0")
+        except ValueError:  # Python writes no int of more than 4,300 digits
+            text = "of thousands of digits"
+        return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} digits)"
+    if isinstance(value, str):
+        return reprlib.repr(value)
+    return f"of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
