@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from thinksound import WeightsError
 from thinksound.config import SynchformerConfig
 from thinksound.encoders.metaclip import MetaCLIP, build_metaclip
 from thinksound.encoders.pretrained import tokenize
+from thinksound.encoders.reading import read_text, reading_notes
 from thinksound.encoders.sync import encode_sync
 from thinksound.encoders.t5 import T5Text, build_t5
 from thinksound.models.synchformer import Synchformer
@@ -167,6 +170,62 @@ def test_a_long_text_is_cut_at_its_end(clip: MetaCLIP, t5_text: T5Text) -> None:
         assert mask.all()
         assert ids[0, -1] == tokenizer.eos_token_id
         assert torch.equal(ids, longer)
+
+
+def test_words_are_counted_by_the_tokens_that_are_kept(clip: MetaCLIP, t5_text: T5Text) -> None:
+    for tokenizer in (clip.tokenizer, t5_text.tokenizer):
+        for text in ("dog bounces in the rain " * 40, "雨が 屋根に降る" * 30, "dogs" * 200, "🔥" * 100):
+            reading = read_text(tokenizer, text)
+            counted = [
+                match.end() for match in re.finditer(r"\S+" if reading.unit == "words" else r"\S", text)
+            ]
+            assert reading.total == len(counted)
+            if tokenizer is t5_text.tokenizer and text[0] in "雨🔥":  # few unknown tokens for much text
+                continue
+            assert reading.read < reading.total
+            # What was read fits exactly: with one more word or character of it, the end would be cut.
+            fits, cut = (text[: counted[reading.read + more - 1]] for more in (0, 1))
+            assert read_text(tokenizer, fits).read == reading.read
+            assert not _is_cut(tokenizer, fits) and _is_cut(tokenizer, cut)
+
+
+def _is_cut(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    return len(tokenizer(text, verbose=False)["input_ids"]) > 77
+
+
+@pytest.mark.parametrize(
+    ("text", "unreadable", "understood"),
+    [
+        ("a dog barks", (), True),
+        ("", (), True),
+        ("... !", (), True),
+        ("Топор бьёт дерево", ("Топор бьёт дерево",), False),
+        ("雨が屋根に降る", ("雨が屋根に降る",), False),
+        ("나무, 도끼", ("나무", "도끼"), False),
+        ("a dog 雨 barks at rain ~ in the 屋根", ("雨", "屋根"), True),
+        ("🔥 dog", ("🔥",), True),
+    ],
+    ids=str,
+)
+def test_what_t5_has_no_token_for(
+    t5_text: T5Text, clip: MetaCLIP, text: str, unreadable: tuple[str, ...], understood: bool
+) -> None:
+    reading = read_text(t5_text.tokenizer, text)
+    assert (reading.unreadable, reading.understood) == (unreadable, understood)
+    notes = reading_notes("cot", text, "T5", t5_text.tokenizer)
+    assert len(notes) == bool(unreadable)
+    assert all("describe the sound in English" in note and f'"{unreadable[0]}"' in note for note in notes)
+    assert all(("can read nothing of it" in note) != understood for note in notes)
+    # CLIP's tokens are bytes, all of which it knows.
+    assert reading_notes("caption", text, "MetaCLIP", clip.tokenizer) == []
+
+
+def test_counting_words_does_not_change_what_the_network_reads(t5_text: T5Text) -> None:
+    for text in ("a dog", "dog " * 100):
+        before = tokenize(t5_text.tokenizer, text, CPU)
+        read_text(t5_text.tokenizer, "dog " * 100)
+        for first, second in zip(before, tokenize(t5_text.tokenizer, text, CPU), strict=True):
+            assert torch.equal(first, second)
 
 
 def test_padding_is_hidden_from_the_text(t5_text: T5Text) -> None:

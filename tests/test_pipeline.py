@@ -235,6 +235,22 @@ def test_whole_floats_are_whole_numbers(seed):
     assert [type(value) for value in (options.num_inference_steps, options.seed)] == [int, int]
 
 
+def test_what_the_encoders_do_not_read_of_the_texts_is_a_note(pipeline, clips):
+    assert pipeline(clips / "cfr25_1p0s.mp4", "a ball", "it bounces", FAST).notes == ()
+    long, foreign = "ball " * 200 + "of metal", "a ball 雨が屋根に降る"
+    notes = pipeline(clips / "cfr25_1p0s.mp4", long, foreign, FAST).notes
+    assert notes == pipeline.text_notes(long, foreign)
+    assert [note.partition(";")[0] for note in notes] == [
+        "caption: MetaCLIP reads only the first 75 of 202 words (77 tokens at most)",
+        'cot: T5 cannot read "雨が屋根に降る"',
+    ]
+    # Without a cot T5 reads the caption.
+    assert [note.partition(" reads")[0] for note in pipeline.text_notes(long)] == [
+        "caption: MetaCLIP",
+        "caption: T5",
+    ]
+
+
 def test_unknown_presets_are_refused():
     with pytest.raises(thinksound.InputError, match="thinksound-light, thinksound, tiny"):
         thinksound.load("huge")

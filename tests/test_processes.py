@@ -118,12 +118,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_another_sound(
     assert (folder / "other.mp4").read_bytes() != first
 
 
-def test_whole_floats(clips, tmp_path, monkeypatch, capsys):
+def test_whole_floats_and_what_is_not_read_of_the_texts(clips, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    texts = ["--caption", "ball " * 200 + "of metal", "--cot", "Топор бьёт"]
     video = str(clips / "cfr30_0p3s.mp4")
-    assert main(["generate", video, "--preset", "tiny", "--steps", "1.0", "--seed", "42.0"]) == 0
+    assert main(["generate", video, "--preset", "tiny", "--steps", "1.0", "--seed", "42.0", *texts]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert "Seed 42" in lines
+    notes = [line for line in lines if line.startswith("Note: ")]
+    assert [note.partition(";")[0] for note in notes[:2]] == [
+        "Note: caption: MetaCLIP reads only the first 75 of 202 words (77 tokens at most)",
+        'Note: cot: T5 can read nothing of it ("Топор бьёт")',
+    ]
 
 
 def test_the_first_seconds_only(clips, tmp_path):

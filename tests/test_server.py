@@ -150,10 +150,13 @@ def test_without_a_seed_one_is_drawn_and_reported(
     assert server.predict(**good, seed=seeds[0])["output"] == answers[0]["output"]
 
 
-def test_whole_floats_are_whole_numbers(server: Server, good: dict[str, Any]) -> None:
+def test_whole_floats_are_whole_numbers_and_unread_words_are_in_the_log(
+    server: Server, good: dict[str, Any]
+) -> None:
     floats = {"seed": 1.0, "num_inference_steps": 10.0}
-    answer = server.predict(**good | floats)
+    answer = server.predict(**good | floats, caption="ball " * 200 + "of metal", cot="a ball")
     assert (answer["status"], answer["metrics"]["seed"], answer["metrics"]["steps"]) == ("succeeded", 1, 10)
+    assert "note: caption: MetaCLIP reads only the first 75 of 202 words" in answer["logs"]
 
 
 def test_an_empty_cot_is_the_caption(server: Server, good: dict[str, Any]) -> None:

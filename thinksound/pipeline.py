@@ -27,6 +27,7 @@ from .checkpoints.locate import describe_missing, missing
 from .checkpoints.registry import default_weights_dir
 from .encoders.features import Features
 from .encoders.metaclip import MetaCLIP
+from .encoders.reading import reading_notes
 from .encoders.sync import encode_sync
 from .encoders.t5 import T5Text
 from .errors import InputError, WeightsError
@@ -187,6 +188,7 @@ class Pipeline:
             known = by_current_names(changes, OPTIONS, ("caption", "cot", "options", "progress"))
             options = replace(options, **known)
         options = self._settle(options)
+        text_notes = self.text_notes(caption, cot)
         caption, cot = check_texts(caption, cot)
         clock = _Clock()
 
@@ -214,7 +216,7 @@ class Pipeline:
             latents=latents,
             timings=clock.timings,
             metadata=self._metadata(caption, cot, options),
-            notes=decoded.notes,
+            notes=(*decoded.notes, *text_notes),
         )
 
     def decode(
@@ -249,7 +251,7 @@ class Pipeline:
         Args:
             decoded: what `decode` gave.
             caption: for MetaCLIP.
-            cot: for T5; empty uses the caption.
+            cot: for T5; empty uses the caption. `text_notes` says what they cannot read.
             progress: called as ``progress(stage, done, total)``, possibly from another thread.
         """
         check_progress(progress)
@@ -365,6 +367,18 @@ class Pipeline:
         return replace(options, seed=seed, cfg_scale=scale)
 
     check_texts = staticmethod(check_texts)
+
+    def text_notes(self, caption: str = "", cot: str = "") -> tuple[str, ...]:
+        """What the encoders cannot read of the two texts, in sentences; none where they read everything.
+
+        Raises:
+            InputError: a text is too long, or no text.
+        """
+        for_metaclip, for_t5 = check_texts(caption, cot)
+        return (
+            *reading_notes("caption", for_metaclip, "MetaCLIP", self.metaclip.tokenizer),
+            *reading_notes("cot" if cot.strip() else "caption", for_t5, "T5", self.t5.tokenizer),
+        )
 
     def _metadata(self, caption: str, cot: str, options: Options) -> dict[str, str]:
         return {

@@ -1,0 +1,128 @@
+"""How much of a text an encoder reads: the words within its first tokens, and the parts that it knows.
+
+A text is cut at 77 tokens without a sign, and T5's vocabulary turns what it has no token for, such as other
+scripts, into one "unknown" token that says nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from .pretrained import TEXT_LENGTH
+
+# Scripts that put no space between words: each character counts as one.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Japanese, Chinese
+)
+_CHARACTER = re.compile(rf"[{_UNSPACED}]")
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_SHOWN, _SHOWN_LENGTH = 3, 40  # unreadable parts in a note, and characters of each
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a tokenizer passes on of one text."""
+
+    read: int  # units within the tokens that are kept, whole ones only
+    total: int
+    unit: str  # "words" or "characters"
+    unreadable: tuple[str, ...]  # parts for which there is only the unknown token
+    understood: bool  # at least one token says something, or there is nothing to say
+
+
+def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Reading:
+    """Follow the tokens of ``text`` back to its words, by the characters that each token covers."""
+    # The same settings as for the network: the tokenizer keeps them, and requests share it.
+    pieces = tokenizer(
+        text,
+        max_length=TEXT_LENGTH,
+        padding="max_length",
+        truncation=True,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    kept, *dropped = (
+        [
+            (token, span)
+            for token, span, special in zip(ids, spans, specials, strict=True)
+            # An unknown token may count as a special one; those that were added cover no characters.
+            if not special or span[0] < span[1]
+        ]
+        for ids, spans, specials in zip(
+            pieces["input_ids"], pieces["offset_mapping"], pieces["special_tokens_mask"], strict=True
+        )
+    )
+    end = dropped[0][0][1][0] if dropped else len(text)  # where the first token begins that is not read
+    words, unit = _units(text)
+    unknown: list[tuple[int, int]] = []
+    known: list[tuple[int, int]] = []
+    for token, (start, stop) in kept:
+        # CLIP's unknown token is also its last one; its vocabulary holds every byte, so nothing is unknown.
+        is_unknown = token == tokenizer.unk_token_id != tokenizer.eos_token_id
+        (unknown if is_unknown else known).append((start, stop))
+    unreadable = tuple(part for part in _joined(text, unknown) if _says_something(part))
+    covered = {index for start, stop in unknown for index in range(start, stop)}
+    understood = any(
+        index not in covered and _says_something(text[index])
+        for start, stop in known
+        for index in range(start, stop)
+    )
+    return Reading(
+        read=sum(stop <= end for _, stop in words),
+        total=len(words),
+        unit=unit,
+        unreadable=unreadable,
+        understood=understood or not unreadable,
+    )
+
+
+def reading_notes(name: str, text: str, encoder: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Sentences for the user where ``encoder`` does not read all of the text called ``name``."""
+    reading = read_text(tokenizer, text)
+    notes = []
+    if reading.read < reading.total:
+        notes.append(
+            f"{name}: {encoder} reads only the first {reading.read:,} of {reading.total:,} {reading.unit} "
+            f"({TEXT_LENGTH} tokens at most); put what matters first"
+        )
+    if reading.unreadable:
+        parts = ", ".join(f'"{_short(part)}"' for part in reading.unreadable[:_SHOWN])
+        if len(reading.unreadable) > _SHOWN:
+            parts += f" and {len(reading.unreadable) - _SHOWN} more"
+        what = f"cannot read {parts}" if reading.understood else f"can read nothing of it ({parts})"
+        notes.append(f"{name}: {encoder} {what}; describe the sound in English")
+    return notes
+
+
+def _units(text: str) -> tuple[list[tuple[int, int]], str]:
+    """Where the words of a text are, or its characters where it has no spaces between words."""
+    words = [match.span() for match in _WORD.finditer(text)]
+    if len(words) == 1:  # as of emoji in a row
+        return [match.span() for match in re.finditer(r"\S", text)], "characters"
+    return words, "characters" if 2 * len(_CHARACTER.findall(text)) > len(words) else "words"
+
+
+def _joined(text: str, spans: list[tuple[int, int]]) -> list[str]:
+    """The parts of a text under these spans; those with nothing but spaces between them are one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in spans:
+        if joined and not text[joined[-1][1] : start].strip():
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return [text[start:stop].strip() for start, stop in joined]
+
+
+def _says_something(part: str) -> bool:
+    """Letters, digits, or symbols such as emoji; not punctuation alone."""
+    return any(character.isalnum() or unicodedata.category(character) == "So" for character in part)
+
+
+def _short(part: str) -> str:
+    return part if len(part) <= _SHOWN_LENGTH else f"{part[: _SHOWN_LENGTH - 1]}…"
