@@ -23,6 +23,7 @@ from transformers import CLIPConfig, T5Config
 
 import thinksound
 from thinksound.checkpoints.registry import repository_weights_dir
+from thinksound.commands.arguments import as_typed, number, whole
 from thinksound.encoders import metaclip, t5
 from thinksound.encoders.sync import encode_sync
 from thinksound.media.audio import fit_length, to_pcm16
@@ -32,9 +33,10 @@ from thinksound.media.mux import mux
 from thinksound.models.mmdit import MMDiT
 from thinksound.models.spectrogram_vae import build_vae
 from thinksound.models.synchformer import Synchformer
-from thinksound.pipeline import Options, Pipeline
+from thinksound.pipeline import Pipeline
 from thinksound.presets import PRESETS, TINY, Preset, get_preset
 from thinksound.rates import audio_sample_count, latent_frame_count
+from thinksound.request import Options
 from thinksound.runtime.placement import Placement, detect_machine, make_plan
 from thinksound.runtime.precision import DTYPES
 from thinksound.sampling.guidance import guided_velocity
@@ -51,18 +53,18 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--offload", action="store_true")
     parser.add_argument(
-        "--duration", type=float, default=9.0, metavar="S", help="seconds of video (default: 9)"
+        "--duration", type=number, default=9.0, metavar="S", help="seconds of video (default: 9)"
     )
     parser.add_argument(
         "--size", default="1280x720", help="of the video, 30 pictures a second (default: 1280x720)"
     )
-    parser.add_argument("--steps", type=int, default=24, help="sampling steps (default: 24)")
-    parser.add_argument("--repeat", type=int, default=3, help="counted runs after a warm-up (default: 3)")
+    parser.add_argument("--steps", type=whole, default=24, help="sampling steps (default: 24)")
+    parser.add_argument("--repeat", type=whole, default=3, help="counted runs after a warm-up (default: 3)")
     arguments = parser.parse_args()
     try:
         run(arguments)
     except thinksound.ThinkSoundError as error:
-        sys.exit(f"bench: error: {error}")
+        sys.exit(f"bench: error: {as_typed(error, arguments)}")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import thinksound
+from thinksound.commands.arguments import as_typed, number, whole
 from thinksound.evaluation.onsets import detect_onsets, match_onsets, true_onsets
 from thinksound.evaluation.plot import plot_sound
 from thinksound.media.files import make_folder
@@ -28,34 +29,35 @@ FIRST_BALL = 3  # the first held-out clip in which a ball bounces
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
     parser.add_argument(
-        "--clip", type=int, default=FIRST_BALL, metavar="N", help=f"which, from 0 (default: {FIRST_BALL})"
+        "--clip", type=whole, default=FIRST_BALL, metavar="N", help=f"which, from 0 (default: {FIRST_BALL})"
     )
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help=f"(default: {SPLITS[0]})")
-    parser.add_argument("--steps", type=int, default=24, help="sampling steps (default: 24)")
-    parser.add_argument("--cfg-scale", type=float, metavar="X", help="guidance (default: the preset's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the generated sound (default: 0)")
+    parser.add_argument("--steps", type=whole, default=24, help="sampling steps (default: 24)")
+    parser.add_argument("--cfg-scale", type=number, metavar="X", help="guidance (default: the preset's)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the generated sound (default: 0)")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("outputs"), metavar="DIR", help="(default: outputs)"
     )
+    arguments = parser.parse_args()
     try:
-        run(parser.parse_args())
+        run(arguments)
     except thinksound.ThinkSoundError as error:
-        sys.exit(f"demo: error: {error}")
+        sys.exit(f"demo: error: {as_typed(error, arguments)}")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    split, number, folder = arguments.split, arguments.clip, arguments.output
-    if number not in MEASURED:
+    split, clip, folder = arguments.split, arguments.clip, arguments.output
+    if clip not in MEASURED:
         raise thinksound.InputError(
-            f"--clip {number}: give 0 to {MEASURED[-1]}; the others trained tiny or steered its training"
+            f"--clip {clip}: give 0 to {MEASURED[-1]}; the others trained tiny or steered its training"
         )
     options = thinksound.Options(arguments.steps, arguments.cfg_scale, arguments.seed)
     make_folder(folder)
     pipeline = thinksound.load("tiny")
     rate = pipeline.preset.vae.sample_rate
-    scene = make_scene(split, number)
+    scene = make_scene(split, clip)
     caption, cot = describe(scene)
-    video, _, _ = write_clip(scene, folder, f"{split}-{number:06d}", rate, silent=True)
+    video, _, _ = write_clip(scene, folder, f"{split}-{clip:06d}", rate, silent=True)
     print(f"Made      {video}: {caption}")
 
     result = pipeline(video, caption, cot, options)
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     onsets, heard = true_onsets(scene), detect_onsets(generated, rate)
     print(f"Onsets    {agreement(onsets, heard, detect_onsets(truth, rate))}")
     picture = sound.with_suffix(".png")
-    plot_sound(picture, generated, truth, rate, onsets, heard, f"{caption} ({split} clip {number})")
+    plot_sound(picture, generated, truth, rate, onsets, heard, f"{caption} ({split} clip {clip})")
     print(f"Picture   {picture}")
 
 

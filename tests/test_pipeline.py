@@ -13,9 +13,9 @@ import torch
 
 import thinksound
 from thinksound.media.decode import decode_video
-from thinksound.pipeline import MAX_SEED, Options
 from thinksound.presets import PRESETS, TINY
 from thinksound.rates import audio_sample_count, latent_frame_count
+from thinksound.request import MAX_SEED, Options
 
 ROOT = Path(__file__).parent.parent
 FAST = Options(num_inference_steps=2, seed=3)

@@ -11,8 +11,8 @@ import torch
 
 import thinksound
 from thinksound.errors import InputError, PlacementError
-from thinksound.pipeline import Options
 from thinksound.presets import LIGHT, NETWORKS
+from thinksound.request import Options
 from thinksound.runtime.placement import (
     GPU,
     Machine,
