@@ -11,11 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
+
+from thinksound.checkpoints.registry import WEIGHTS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".ckpt", ".pth", ".bin", ".safetensors", ".model", ".h5", ".msgpack")
@@ -39,7 +42,8 @@ class Hub:
     announced_size: dict[str, int] = field(default_factory=dict)  # file -> size that is not true
     token: str | None = None  # without it a repository is not found
     gated: bool = False
-    revisions: tuple[str, ...] = ()  # known besides main
+    revisions: tuple[str, ...] = tuple(file.revision for file in WEIGHTS.values())  # known besides main
+    instead: Callable[[BaseHTTPRequestHandler], bool] | None = None  # answers a request itself, or says False
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> Hub:
@@ -91,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.requests.append(
             Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
+        if self.state.instead is not None and self.state.instead(self):
+            return None
         parts = path.strip("/").split("/")
         if parts[0] == "blobs":
             repository, name = "/".join(parts[1:3]), "/".join(parts[3:])

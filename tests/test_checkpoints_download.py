@@ -21,7 +21,7 @@ from thinksound.checkpoints.registry import WEIGHTS
 THINKSOUND = "FunAudioLLM/ThinkSound"
 CHECKPOINT = bytes(range(256)) * 4096  # 1 MiB
 LARGE_CHECKPOINT = CHECKPOINT * 25
-CHUNK = 10 << 20  # huggingface_hub writes so many bytes at a time, and loses less than that when cut
+PART = 10 << 20
 
 SCRIPT = """
 import json, os, sys
@@ -31,6 +31,9 @@ from thinksound.errors import WeightsError
 if limit := os.environ.get("LARGEST_FILE"):
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+if free := os.environ.get("FREE_BYTES"):
+    import shutil
+    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(int(free), 0, int(free))
 seen = []
 try:
     paths = download(Path(sys.argv[1]), sys.argv[2:], lambda *row: seen.append(row))
@@ -119,14 +122,14 @@ def test_of_a_folder_one_copy_of_the_weights_and_the_tokenizer_are_fetched(weigh
     folder = weights / "t5-v1_1-xl"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == wanted
     assert missing(weights, ["t5"]) == []
-    assert hub.fetched() == sorted(wanted)
+    assert sorted(hub.fetched()) == sorted(wanted)
 
 
 def test_safetensors_are_taken_instead_of_the_pickled_copy(weights: Path) -> None:
     revision = WEIGHTS["metaclip"].revision
     files = {name: name.encode() for name in ("config.json", "vocab.json", "merges.txt")}
     files |= {"model.safetensors": b"s" * 99, "pytorch_model.bin": b"p", "metaclip_h14_fullcc2.5b.bin": b"p"}
-    with Hub({"facebook/metaclip-h14-fullcc2.5b": files}, revisions=(revision,)) as hub:
+    with Hub({"facebook/metaclip-h14-fullcc2.5b": files}) as hub:
         run(hub.url, weights, "metaclip")
     assert sorted(hub.fetched()) == ["config.json", "merges.txt", "model.safetensors", "vocab.json"]
     assert f"/api/models/facebook/metaclip-h14-fullcc2.5b/revision/{revision}" in {
@@ -148,17 +151,17 @@ def test_a_folder_half_filled_by_hand_is_completed_without_fetching_what_is_righ
 
 def test_a_cut_connection_is_resumed_within_the_same_call(weights: Path) -> None:
     files = {"vae.ckpt": LARGE_CHECKPOINT}
-    with Hub({THINKSOUND: files}, cut_after={"vae.ckpt": [2 * CHUNK + 5]}) as hub:
+    with Hub({THINKSOUND: files}, cut_after={"vae.ckpt": [2 * PART + 5]}) as hub:
         run(hub.url, weights, "vae")
     assert (weights / "vae.ckpt").read_bytes() == LARGE_CHECKPOINT
     ranges = [request.byte_range for request in hub.requests if request.path.startswith("/blobs/")]
-    assert ranges == [None, f"bytes={2 * CHUNK}-"]
+    assert ranges == [None, f"bytes={2 * PART + 5}-"]
 
 
 def test_what_arrived_before_the_hub_went_away_is_not_fetched_again(weights: Path) -> None:
     files = {"vae.ckpt": LARGE_CHECKPOINT}
-    # huggingface_hub tries five times more; any byte would make it start counting again.
-    with Hub({THINKSOUND: files}, cut_after={"vae.ckpt": [CHUNK + 5, *[0] * 5]}) as hub:
+    # Five attempts follow; any byte would make the count start again.
+    with Hub({THINKSOUND: files}, cut_after={"vae.ckpt": [PART + 5, *[0] * 5]}) as hub:
         outcome = run(hub.url, weights, "vae")
         assert "vae.ckpt: the connection to" in outcome["error"]
         assert "run the same command again to go on" in outcome["error"]
@@ -167,8 +170,8 @@ def test_what_arrived_before_the_hub_went_away_is_not_fetched_again(weights: Pat
         outcome = run(hub.url, weights, "vae")
     assert (weights / "vae.ckpt").read_bytes() == LARGE_CHECKPOINT
     ranges = [request.byte_range for request in hub.requests if request.path.startswith("/blobs/")]
-    assert ranges == [f"bytes={CHUNK}-"]
-    assert outcome["progress"][0][1] > CHUNK
+    assert ranges == [f"bytes={PART + 5}-"]
+    assert outcome["progress"][0][1] > PART
     assert not (weights / ".download").exists()
 
 
@@ -221,7 +224,7 @@ def test_an_unknown_repository_is_named(weights: Path) -> None:
 
 
 def test_an_unknown_revision_is_named(weights: Path) -> None:
-    with Hub({"facebook/metaclip-h14-fullcc2.5b": {}}) as hub:
+    with Hub({"facebook/metaclip-h14-fullcc2.5b": {}}, revisions=()) as hub:
         outcome = run(hub.url, weights, "metaclip")
     assert f"{WEIGHTS['metaclip'].revision} not found on {hub.url}" in outcome["error"]
 
@@ -249,9 +252,9 @@ def test_a_hub_that_does_not_answer_is_named(weights: Path) -> None:
 
 
 def test_too_little_space_is_noticed_before_anything_is_fetched(weights: Path) -> None:
-    with thinksound_hub(announced_size={"vae.ckpt": 10**16}) as hub:
-        outcome = run(hub.url, weights, "vae")
-    assert "10000000.00 GB are needed and" in outcome["error"]
+    with thinksound_hub(announced_size={"vae.ckpt": 2_000_000_000}) as hub:
+        outcome = run(hub.url, weights, "vae", FREE_BYTES="1500000000")
+    assert "2.00 GB are needed and 1.50 GB are free" in outcome["error"]
     assert "make room or choose another folder" in outcome["error"]
     assert hub.fetched() == []
 
@@ -259,7 +262,7 @@ def test_too_little_space_is_noticed_before_anything_is_fetched(weights: Path) -
 def test_a_disk_that_takes_no_more_is_one_message_and_the_rest_follows_later(weights: Path) -> None:
     pytest.importorskip("resource")
     with Hub({THINKSOUND: {"vae.ckpt": LARGE_CHECKPOINT}}) as hub:
-        outcome = run(hub.url, weights, "vae", LARGEST_FILE=str(CHUNK))
+        outcome = run(hub.url, weights, "vae", LARGEST_FILE=str(PART))
         assert outcome["error"] == "vae.ckpt: File too large; run the same command again"
         assert left_behind(weights) == []
         run(hub.url, weights, "vae")

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import WeightsError
 from .registry import (
     TOKENIZERS,
+    WEIGHT_LAYOUTS,
     WEIGHTS,
     WeightFile,
     repository_weights_dir,
@@ -74,23 +75,40 @@ def is_complete(file: WeightFile, path: Path) -> bool:
 def absent_parts(file: WeightFile, folder: Path) -> list[str]:
     """What the Hugging Face folder of ``file`` lacks to be usable, in the words of its file names."""
     names = _names(folder)
-    absent = [] if "config.json" in names else ["config.json"]
+    absent = absent_names(file, names)
     weights = weight_files(names)
-    if not weights:
-        absent.append("model.safetensors or pytorch_model.bin, or either in shards with their index")
-    elif weights[0].endswith(".index.json"):
+    if weights and weights[0].endswith(".index.json"):
         absent += sorted(shards_of(folder / weights[0]) - names)
+    return absent
+
+
+def absent_names(file: WeightFile, names: set[str]) -> list[str]:
+    """What a Hugging Face folder with these file names lacks, whatever its index says of shards."""
+    absent = [] if "config.json" in names else ["config.json"]
+    if not weight_files(names):
+        absent.append("model.safetensors or pytorch_model.bin, or either in shards with their index")
     if file.has_tokenizer and not any(names.issuperset(tokenizer) for tokenizer in TOKENIZERS):
         absent.append("its tokenizer (" + " or ".join("+".join(parts) for parts in TOKENIZERS) + ")")
     return absent
 
 
 def shards_of(index: Path) -> set[str]:
-    """The file names that an index of sharded weights refers to."""
+    """The file names that an index of sharded weights refers to.
+
+    Raises:
+        WeightsError: it is no such index, or it refers to something else than shards beside it.
+    """
+    shard = dict(WEIGHT_LAYOUTS)[index.name]
     try:
-        return {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{index}: not an index of weights ({error}); download it again") from error
+    for name in sorted(names):
+        if shard is None or not shard.fullmatch(name):
+            raise WeightsError(
+                f"{index}: refers to {name[:100]!r}, which is no shard of it; download it again"
+            )
+    return names
 
 
 def files_of(file: WeightFile, path: Path) -> list[Path]:

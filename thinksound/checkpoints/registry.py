@@ -3,26 +3,28 @@
 Published names are kept, so a folder filled by hand works without any network. A revision is a commit
 where we know a good one; otherwise the checksum recorded at first use is what notices a change
 (`checksums`). Sizes are those of the files as published, rounded; a download asks the hub for the exact
-ones. Files with no repository are part of this project.
+ones. SHA-256 values were read on the pages of the hub that are named beside them; the files themselves were
+not available. Files with no repository are part of this project.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
+import re
 import sys
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import WeightsError
 
-# Weights of a Hugging Face folder, best first; exactly one of these layouts is used and downloaded.
-WEIGHT_LAYOUTS: tuple[tuple[str, ...], ...] = (
-    ("model.safetensors",),
-    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
-    ("pytorch_model.bin",),
-    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
+# Weights of a Hugging Face folder, best first; exactly one of these layouts is used and downloaded. The
+# second part is what the names of its shards must match in full: a name from a mirror becomes a path here.
+WEIGHT_LAYOUTS: tuple[tuple[str, re.Pattern[str] | None], ...] = (
+    ("model.safetensors", None),
+    ("model.safetensors.index.json", re.compile(r"model-[0-9]{1,6}-of-[0-9]{1,6}\.safetensors")),
+    ("pytorch_model.bin", None),
+    ("pytorch_model.bin.index.json", re.compile(r"pytorch_model-[0-9]{1,6}-of-[0-9]{1,6}\.bin")),
 )
 
 # A Hugging Face folder of a network that reads text needs one of these beside its weights and config.json.
@@ -45,6 +47,11 @@ _CONFIG_AND_TOKENIZER = (
     "spiece.model",
 )
 
+# huggingface.co/FunAudioLLM/ThinkSound/blob/refs%2Fpr%2F1/synchformer_state_dict.pth
+_SYNCHFORMER = {
+    "synchformer_state_dict.pth": "8aff082f2df5c3bc52759db0c865c7ee772ae6400b860d1b7e90413f2defb67c"
+}
+
 _RESEARCH_ONLY = "research and education only, no commercial use"
 _OWN = "Apache-2.0, part of this project"
 
@@ -61,6 +68,7 @@ class WeightFile:
     repository: str | None = None  # on the hub; None for files that come with this project
     revision: str = "main"
     patterns: tuple[str, ...] = ()  # of a folder: its files besides the weights
+    sha256: Mapping[str, str] = field(default_factory=dict)  # file name -> hash as published, where known
 
     @property
     def bundled(self) -> bool:
@@ -103,6 +111,8 @@ WEIGHTS: dict[str, WeightFile] = {
             licence=_RESEARCH_ONLY,
             size=21_100_000_000,
             repository="FunAudioLLM/ThinkSound",
+            # huggingface.co/FunAudioLLM/ThinkSound/commit/807b1021f34c60a49bd22f6ce3030c0af66a2102
+            sha256={"thinksound.ckpt": "816fa5f73bd8d566e684cef7a8caf2c698f6da100bca561c0c6b4ae244439ebc"},
         ),
         WeightFile(
             key="vae",
@@ -111,6 +121,8 @@ WEIGHTS: dict[str, WeightFile] = {
             licence="Stability AI Community License",
             size=2_520_000_000,
             repository="FunAudioLLM/ThinkSound",
+            # huggingface.co/FunAudioLLM/ThinkSound/commit/59d87e0cf709abc73809ff8d67c9bde8ce67575c
+            sha256={"vae.ckpt": "8132c32ec65bbba2f1457f2659136c5f2cb31f9902af1c659d78c9f7d3aa619e"},
         ),
         WeightFile(
             key="synchformer",
@@ -119,6 +131,7 @@ WEIGHTS: dict[str, WeightFile] = {
             licence="MIT",
             size=950_000_000,
             repository="FunAudioLLM/ThinkSound",
+            sha256=_SYNCHFORMER,
         ),
         WeightFile(
             key="metaclip",
@@ -137,6 +150,11 @@ WEIGHTS: dict[str, WeightFile] = {
             licence="Apache-2.0",
             size=11_400_000_000,
             repository="google/t5-v1_1-xl",
+            # huggingface.co/google/t5-v1_1-xl/tree/a9e51c46bd6f3893213c51edf9498be6f0426797: the files that
+            # are used are those of main, which adds generation_config.json alone.
+            revision="a9e51c46bd6f3893213c51edf9498be6f0426797",
+            # huggingface.co/google/t5-v1_1-xl/blob/518fec1361d0fd82dd8fd185fcb0bbd1d404d65d/pytorch_model.bin
+            sha256={"pytorch_model.bin": "72be4ab4cb05720c91e72995ad26fb5e2785fc1648c80ad0561c45ce432447fc"},
             patterns=_CONFIG_AND_TOKENIZER,
         ),
         WeightFile(
@@ -146,6 +164,7 @@ WEIGHTS: dict[str, WeightFile] = {
             licence="MIT",
             size=950_000_000,
             repository="FunAudioLLM/ThinkSound",
+            sha256=_SYNCHFORMER,
         ),
         WeightFile(
             key="clap",
@@ -154,6 +173,8 @@ WEIGHTS: dict[str, WeightFile] = {
             licence="Apache-2.0",
             size=614_000_000,
             repository="laion/clap-htsat-unfused",
+            # huggingface.co/laion/clap-htsat-unfused/commits/main of 2025; pinned by several other projects
+            revision="8fa0f1c6d0433df6e97c127f64b2a1d6c0dcda8a",
             patterns=_CONFIG_AND_TOKENIZER,
         ),
         WeightFile(
@@ -163,6 +184,8 @@ WEIGHTS: dict[str, WeightFile] = {
             licence="BSD-3-Clause",
             size=346_000_000,
             repository="MIT/ast-finetuned-audioset-10-10-0.4593",
+            # pinned by several other projects, which name its model.safetensors
+            revision="f826b80d28226b62986cc218e5cec390b1096902",
             patterns=("config.json", "preprocessor_config.json"),
         ),
         WeightFile(
@@ -194,9 +217,9 @@ def weight_file(key: str) -> WeightFile:
 
 def weight_files(names: Collection[str]) -> list[str]:
     """Of the file names in a Hugging Face folder, the weights of the best layout that is there."""
-    for first, *others in WEIGHT_LAYOUTS:
+    for first, shard in WEIGHT_LAYOUTS:
         if first in names:
-            return [first, *sorted(name for pattern in others for name in fnmatch.filter(names, pattern))]
+            return [first, *sorted(name for name in names if shard is not None and shard.fullmatch(name))]
     return []
 
 

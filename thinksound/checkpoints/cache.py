@@ -1,0 +1,86 @@
+"""Files that other programs have left in the cache of huggingface_hub (``HF_HUB_CACHE``, ``HF_HOME``).
+
+A cached file gets a second name in the weights folder: a hard link, on another disk a symbolic link, and
+where neither can be made a copy. The cache names a file by its hash, so it is verified without a network.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from ..errors import WeightsError
+from .hub import Remote, constants, repo_folder_name, try_to_load_from_cache
+from .locate import absent_parts
+from .registry import WeightFile
+
+logger = logging.getLogger(__name__)
+
+
+def cached_files(file: WeightFile) -> dict[str, Path]:
+    """File name -> path in the cache, of everything that makes up ``file``; empty unless it is complete.
+
+    The snapshot is that of the revision wanted, else the one that the cache knows as ``main``.
+    """
+    for revision in dict.fromkeys((file.revision, "main")):
+        first = _cached(str(file.repository), "config.json" if file.is_folder else file.path, revision)
+        if first is None:
+            continue
+        if not file.is_folder:
+            return {file.path: first}
+        try:
+            if not absent_parts(file, first.parent):
+                names = {entry.name for entry in first.parent.iterdir() if entry.is_file()}
+                return {name: first.parent / name for name in file.wanted(names)}
+        except (WeightsError, OSError) as error:  # the index of its shards, or the folder, cannot be read
+            logger.info("%s: not used (%s)", first.parent, error)
+    return {}
+
+
+def cached_content(remote: Remote) -> Path | None:
+    """Where the cache holds the content of an announced file, by its hash or in the same commit."""
+    folder = repo_folder_name(repo_id=remote.repository, repo_type="model")
+    for path in (
+        Path(constants.HF_HUB_CACHE) / folder / "blobs" / remote.content_id,
+        _cached(remote.repository, remote.name, remote.commit),
+    ):
+        try:
+            if path is not None and path.is_file() and path.stat().st_size == remote.size:
+                return path
+        except OSError as error:
+            logger.info("%s: not used (%s)", path, error.strerror)
+    return None
+
+
+def hash_in_name(path: Path) -> str | None:
+    """The hash that the cache recorded for a file; None where it holds copies instead of links."""
+    blob = path.resolve()
+    digits = set("0123456789abcdef")
+    known = blob.parent.name == "blobs" and len(blob.name) in (40, 64) and set(blob.name) <= digits
+    return blob.name if known else None
+
+
+def link(source: Path, target: Path, temporary: Path) -> None:
+    """Give ``source`` the name ``target`` too; ``temporary`` is a free name on the disk of ``target``."""
+    source = source.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        try:
+            temporary.symlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def _cached(repository: str, name: str, revision: str) -> Path | None:
+    try:
+        found = try_to_load_from_cache(repository, name, revision=revision)
+    except (OSError, ValueError) as error:
+        logger.info("%s: the cache cannot be read (%s)", constants.HF_HUB_CACHE, error)
+        return None
+    return Path(found) if isinstance(found, str) else None
