@@ -324,6 +324,7 @@ def _weights_dir(arguments: argparse.Namespace) -> Path:
 
 def _weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
     """One line per file that the presets need: each copy that is here, or where it belongs."""
+    from .checkpoints.cache import cached_files
     from .checkpoints.locate import is_complete, published_path
     from .checkpoints.registry import weight_file
 
@@ -334,7 +335,12 @@ def _weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
         here = [path for path in (published, converted) if is_complete(file, path)]
         lines += [f"here     {path}  ({file.licence})" for path in here]
         if not here:
+            cached = {} if file.bundled else cached_files(file)
             lines.append(f"missing  {published}  ({file.licence})")
+            if cached:
+                found = next(iter(cached.values()))
+                place = found.parent if file.is_folder else found
+                lines.append(f"cached   {place}  (`thinksound weights download` links it)")
     return lines
 
 

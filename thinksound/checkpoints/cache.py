@@ -19,12 +19,12 @@ from .registry import WeightFile
 logger = logging.getLogger(__name__)
 
 
-def cached_files(file: WeightFile) -> dict[str, Path]:
+def cached_files(file: WeightFile, exact: bool = False) -> dict[str, Path]:
     """File name -> path in the cache, of everything that makes up ``file``; empty unless it is complete.
 
-    The snapshot is that of the revision wanted, else the one that the cache knows as ``main``.
+    The snapshot is that of the revision wanted, else, unless ``exact``, what the cache knows as ``main``.
     """
-    for revision in dict.fromkeys((file.revision, "main")):
+    for revision in [file.revision] if exact else dict.fromkeys((file.revision, "main")):
         first = _cached(str(file.repository), "config.json" if file.is_folder else file.path, revision)
         if first is None:
             continue
@@ -40,11 +40,12 @@ def cached_files(file: WeightFile) -> dict[str, Path]:
 
 
 def cached_content(remote: Remote) -> Path | None:
-    """Where the cache holds the content of an announced file, by its hash or in the same commit."""
+    """Where the cache seems to hold an announced file, by its hash or name; its content may be another."""
     folder = repo_folder_name(repo_id=remote.repository, repo_type="model")
     for path in (
         Path(constants.HF_HUB_CACHE) / folder / "blobs" / remote.content_id,
         _cached(remote.repository, remote.name, remote.commit),
+        _cached(remote.repository, remote.name, "main"),
     ):
         try:
             if path is not None and path.is_file() and path.stat().st_size == remote.size:

@@ -29,6 +29,7 @@ from .transfer import Transfer, content_hash, is_intact, transfer
 logger = logging.getLogger(__name__)
 
 _STAGING = ".download"
+_NOT_HERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def download(weights_dir: Path, keys: Iterable[str], progress: Progress | None = None) -> list[Path]:
@@ -57,7 +58,9 @@ def download(weights_dir: Path, keys: Iterable[str], progress: Progress | None =
         with WeakFileLock(staging / "lock"):  # another process may be filling the same folder
             new = []
             for file in missing(weights_dir, keys):
-                new += _from_cache(weights_dir, staging, file, progress)
+                # A snapshot of another revision is compared with what the hub announces, where it can.
+                cached = cache.cached_files(file, exact=not offline)
+                new += _from_cache(weights_dir, staging, file, cached, progress)
             files = missing(weights_dir, keys)
             if offline and files:
                 raise WeightsError(f"HF_HUB_OFFLINE is set, and {describe_missing(weights_dir, files)}")
@@ -70,9 +73,10 @@ def download(weights_dir: Path, keys: Iterable[str], progress: Progress | None =
     return new
 
 
-def _from_cache(weights_dir: Path, staging: Path, file: WeightFile, progress: Progress | None) -> list[Path]:
-    """Link what the cache of huggingface_hub has of ``file``, if that is all of it and intact."""
-    found = cache.cached_files(file)
+def _from_cache(
+    weights_dir: Path, staging: Path, file: WeightFile, found: dict[str, Path], progress: Progress | None
+) -> list[Path]:
+    """Link ``found``, all that makes up ``file`` in the cache of huggingface_hub, if it is intact."""
     targets = {name: _target(weights_dir, file, name) for name in found}
     absent = [name for name in found if not targets[name].exists()]
     hashes = {}
@@ -119,7 +123,7 @@ def _from_hub(
     new: list[Path] = []
     transfers: dict[Path, tuple[WeightFile, Transfer]] = {}
     for file in files:
-        for remote in hub.announced(file):
+        for remote in _announced(file):
             target = _target(weights_dir, file, remote.name)
             if target in transfers or (target.is_file() and is_intact(target, remote)):
                 continue
@@ -145,6 +149,17 @@ def _from_hub(
     return [*new, *transfers]
 
 
+def _announced(file: WeightFile) -> list[hub.Remote]:
+    try:
+        return hub.announced(file)
+    except WeightsError as error:
+        if cache.cached_files(file):
+            raise WeightsError(
+                f"{error}; the cache of huggingface_hub holds another revision: HF_HUB_OFFLINE=1 uses it"
+            ) from error
+        raise
+
+
 def _check_space(staging: Path, transfers: list[Transfer]) -> None:
     arrived = sum(each.partial.stat().st_size for each in transfers if each.partial.exists())
     needed = sum(each.remote.size for each in transfers) - arrived
@@ -167,7 +182,7 @@ def _in_users_words(weights_dir: Path) -> Iterator[None]:
             raise WeightsError(
                 f"{where}: the disk is full; make room and run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _NOT_HERE:
             raise WeightsError(
                 f"{where}: cannot be written ({error.strerror}); choose another folder"
             ) from error

@@ -24,12 +24,11 @@ from .registry import WeightFile, weight_files
 # The only module that imports huggingface_hub; the others take it from here.
 try:
     from huggingface_hub import constants as constants
-    from huggingface_hub import hf_hub_url
+    from huggingface_hub import get_token, hf_hub_url
     from huggingface_hub import try_to_load_from_cache as try_to_load_from_cache
     from huggingface_hub.errors import HTTPError as HTTPError
     from huggingface_hub.file_download import repo_folder_name as repo_folder_name
     from huggingface_hub.utils import WeakFileLock as WeakFileLock
-    from huggingface_hub.utils import build_hf_headers as build_hf_headers
     from huggingface_hub.utils import get_session as get_session
     from huggingface_hub.utils import hf_raise_for_status as hf_raise_for_status
     from huggingface_hub.utils import parse_xet_file_data_from_response as parse_xet_file_data_from_response
@@ -74,6 +73,16 @@ def stall_s() -> float:
     return 3.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT
 
 
+def request_headers() -> dict[str, str]:
+    """Who asks.
+
+    huggingface_hub's ``build_hf_headers`` may first fetch a list from the endpoint, of any size and for as
+    long as it is sent.
+    """
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    return {"User-Agent": "thinksound"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+
 def check_endpoint() -> None:
     """Raise `WeightsError` if ``HF_ENDPOINT`` cannot be the address of a hub."""
     endpoint = constants.ENDPOINT
@@ -89,7 +98,7 @@ def check_endpoint() -> None:
             f"HF_ENDPOINT={shown(endpoint)!r} is not the address of a hub; "
             "give one like https://huggingface.co, or unset it"
         )
-    token = build_hf_headers().get("authorization", "")
+    token = request_headers().get("Authorization", "")
     if not (token.isascii() and token.isprintable()):
         raise WeightsError("HF_TOKEN holds characters that no token has; set it anew or unset it")
     try:
@@ -264,7 +273,7 @@ def _other_content(remote: Remote, sent: str) -> WeightsError:
 @contextmanager
 def _answer(url: str, headers: dict[str, str], repository: str, what: str) -> Iterator[Any]:
     """The streamed answer to one request, its status checked and its errors in the user's words."""
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"} | headers
+    headers = request_headers() | {"Accept-Encoding": "identity"} | headers
     try:
         with get_session().stream(
             "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT

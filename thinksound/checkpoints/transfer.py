@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -197,7 +197,8 @@ def _source(file: Transfer) -> Iterator[tuple[int, Iterator[bytes]]]:
             yield first, response.iter_raw()
             return
     file.try_xet = False
-    yield file.done, xet.pieces(offer, file.remote.size, file.done)
+    with closing(xet.pieces(offer, file.remote.size, file.done)) as pieces:
+        yield file.done, pieces
 
 
 def _restart(stream: BinaryIO) -> None:

@@ -9,7 +9,7 @@ then comes by HTTP. ``HF_HUB_DISABLE_XET=1`` leaves it out.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,11 +19,11 @@ from typing import Any
 from .hub import (
     HTTPError,
     TransientError,
-    build_hf_headers,
     constants,
     get_session,
     hf_raise_for_status,
     parse_xet_file_data_from_response,
+    request_headers,
     shown,
 )
 
@@ -61,7 +61,7 @@ def offered(response: Any) -> Offer | None:
     return None
 
 
-def pieces(offer: Offer, size: int, start: int) -> Iterator[bytes]:
+def pieces(offer: Offer, size: int, start: int) -> Generator[bytes, None, None]:
     """The bytes of a file of ``size`` from ``start`` on; raises `TransientError` when they stop coming."""
     queue: Queue[bytes | BaseException | None] = Queue(maxsize=2)
     stop = threading.Event()
@@ -93,7 +93,7 @@ def _pump(
     try:
         from hf_xet import XetFileInfo, XetSession
 
-        headers = build_hf_headers()
+        headers = request_headers()
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         answer = get_session().get(offer.token_url, headers=headers, timeout=timeout)
         hf_raise_for_status(answer)
