@@ -113,7 +113,7 @@ def test_of_a_folder_one_copy_of_the_weights_and_the_tokenizer_are_fetched(weigh
     wanted = {
         "config.json": b"{}",
         "spiece.model": b"pieces" * 40,
-        "tokenizer_config.json": b"{ }",
+        "tokenizer_config.json": b"{}",  # as config.json: each needs a partial file of its own
         "pytorch_model.bin.index.json": json.dumps(
             {"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}}
         ).encode(),
@@ -663,6 +663,16 @@ def test_another_revision_in_the_cache_is_compared_with_what_the_hub_announces(
         download(weights, ["t5"])
         assert hub.fetched() == ["pytorch_model.bin"]
     assert {path.name: path.read_bytes() for path in (weights / "t5-v1_1-xl").iterdir()} == T5_FILES
+
+
+def test_a_mirror_with_commits_of_its_own_gives_its_main_with_a_warning(
+    weights: Path, use: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Hub({T5: T5_FILES}, revisions=()) as hub:
+        use(hub.url)
+        download(weights, ["t5"])
+    assert f"{WEIGHTS['t5'].revision} not found on {hub.url}; taken from its main instead" in caplog.text
+    assert missing(weights, ["t5"]) == []
 
 
 def test_the_content_comes_by_xet_where_the_hub_offers_it_and_is_resumed(

@@ -16,6 +16,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import WeightsError
@@ -133,8 +134,9 @@ def _from_hub(
                 _record(weights_dir, file, remote.name, remote.sha256 or file_sha256(target), cached)
                 new.append(target)
                 continue
-            # Named by content: another version never mixes in.
-            partial = staging / f"{remote.content_id}.partial"
+            # Named by content: another version never mixes in. Two files of one content have one each.
+            same = sum(each.remote.content_id == remote.content_id for _, each in transfers.values())
+            partial = staging / f"{remote.content_id}{f'.{same}' if same else ''}.partial"
             label = target.relative_to(weights_dir).as_posix()  # both text encoders have a config.json
             transfers[target] = (file, Transfer(remote, partial, target, label))
     _check_space(staging, [each for _, each in transfers.values()])
@@ -152,6 +154,13 @@ def _from_hub(
 def _announced(file: WeightFile) -> list[hub.Remote]:
     try:
         return hub.announced(file)
+    except hub.UnknownRevisionError as error:  # a mirror that copied the repository has commits of its own
+        try:
+            remotes = hub.announced(replace(file, revision="main"))
+        except WeightsError:
+            raise error from None
+        logger.warning("%s; taken from its main instead", str(error).partition(";")[0])
+        return remotes
     except WeightsError as error:
         if cache.cached_files(file):
             raise WeightsError(

@@ -64,6 +64,10 @@ class Remote:
         return self.sha256 or self.blob_id
 
 
+class UnknownRevisionError(WeightsError):
+    """The hub has the repository, and not in the revision wanted."""
+
+
 class TransientError(Exception):
     """The transfer broke off in a way that another attempt may mend."""
 
@@ -301,7 +305,8 @@ def _refuse(response: Any, repository: str, what: str) -> Never:
             f"{repository}: not found on {hub}, or not open to you; check HF_ENDPOINT and HF_TOKEN"
         )
     if code in ("RevisionNotFound", "EntryNotFound"):
-        raise WeightsError(f"{repository}: {what} not found on {hub}; put it in place by hand")
+        kind = UnknownRevisionError if code == "RevisionNotFound" else WeightsError
+        raise kind(f"{repository}: {what} not found on {hub}; put it in place by hand")
     if status in (408, 425) or (status >= 500 and status != 507):
         raise TransientError(f"it answered {status}")
     advice = {401: "check HF_TOKEN", 403: "check HF_TOKEN", 404: "check HF_ENDPOINT"}
