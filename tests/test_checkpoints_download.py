@@ -113,7 +113,7 @@ def test_of_a_folder_one_copy_of_the_weights_and_the_tokenizer_are_fetched(weigh
     wanted = {
         "config.json": b"{}",
         "spiece.model": b"pieces" * 40,
-        "tokenizer_config.json": b"{}",  # as config.json: each needs a partial file of its own
+        "tokenizer_config.json": b"{ }",
         "pytorch_model.bin.index.json": json.dumps(
             {"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}}
         ).encode(),
@@ -520,18 +520,21 @@ def test_files_arrive_at_the_same_time_and_a_failing_one_stops_the_others(
     weights: Path, use: Callable[[str], None]
 ) -> None:
     both = threading.Barrier(2, timeout=10)
+    refused = True
 
     def together(request: BaseHTTPRequestHandler) -> bool:
         if request.command == "GET" and "/blobs/" in request.path:
             both.wait()  # neither is answered before the other is asked for
-            if request.path.endswith("thinksound_light.ckpt"):
+            if refused and request.path.endswith("thinksound_light.ckpt"):
                 return answer(b"", 403)(request)
         return False
 
-    with thinksound_hub(cut_after={"vae.ckpt": [1000]}, instead=together) as hub:
+    # Of the same content: each needs a partial file of its own.
+    files = {"vae.ckpt": CHECKPOINT, "thinksound_light.ckpt": CHECKPOINT}
+    with Hub({THINKSOUND: files}, cut_after={"vae.ckpt": [1000]}, instead=together) as hub:
         use(hub.url)
         assert "answered 403 for thinksound_light.ckpt" in refusal(weights, "vae", "thinksound_light")
-        hub.instead = None
+        refused = False
         seen: list[tuple[str, int, int]] = []
         main = threading.get_ident()
         callers = set()
