@@ -1,1 +1,1 @@
-"""The commands built on training and evaluation, one module each, and what all commands share."""
+"""The commands, one module each, and what they share."""

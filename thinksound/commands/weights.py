@@ -1,0 +1,125 @@
+"""`thinksound weights`: download, verify, convert or find the weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..presets import DEFAULT_PRESET, PRESETS
+from ..runtime.precision import DTYPES
+from .arguments import add_weights_dir
+from .progress import Bars
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("weights", help="download, verify, convert or find the weights")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        action.set_defaults(run=run, interrupted="finished files stay; run it again to go on")
+        add_weights_dir(action)
+        action.add_argument("-q", "--quiet", action="store_true", help="no progress")
+        return action
+
+    def add_preset(action: argparse.ArgumentParser) -> None:
+        action.add_argument(
+            "--preset", choices=list(PRESETS), default=DEFAULT_PRESET, help=f"(default: {DEFAULT_PRESET})"
+        )
+
+    add_preset(add("download", _download, "fetch what a preset lacks; an interrupted download resumes"))
+    verify = add("verify", _verify, "hash every file that is there and compare with its first use")
+    verify.add_argument("--accept", action="store_true", help="take files that changed as the new truth")
+    convert = add("convert", _convert, "write one safetensors file per network: smaller, faster to load")
+    add_preset(convert)
+    convert.add_argument(
+        "--dtype",
+        choices=DTYPES[1:],
+        default="bfloat16",
+        help="number format (default: bfloat16; the VAE always stays in float32)",
+    )
+    add_preset(add("path", _path, "print where each file is, or belongs"))
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from ..checkpoints.download import download
+
+    folder = weights_dir(arguments)
+    bars = Bars(arguments.quiet)
+    try:
+        download(folder, PRESETS[arguments.preset].weights.values(), bars)
+    finally:
+        bars.close()
+    if not arguments.quiet:
+        print(f"{arguments.preset}: complete in {folder}")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from ..checkpoints.checksums import verify
+
+    bars = Bars(arguments.quiet)
+    try:
+        rows = verify(weights_dir(arguments), accept=arguments.accept, progress=bars)
+    finally:
+        bars.close()
+    for row in rows:
+        print(f"{row.status:<9} {row.sha256}  {row.size:>14,}  {row.path}")
+    changed = [str(row.path) for row in rows if row.status == "changed"]
+    if changed:
+        raise InputError(
+            f"changed since first use: {', '.join(changed)}; download again, or take them with --accept "
+            "(bundled ones: restore them with git)"
+        )
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from ..checkpoints.convert import convert
+    from ..runtime.precision import network_dtypes
+
+    names = network_dtypes(arguments.dtype, on_gpu=True, bfloat16=True)
+    weights = PRESETS[arguments.preset].weights
+    dtypes = {key: getattr(torch, names[network]) for network, key in weights.items()}
+    bars = Bars(arguments.quiet)
+    try:
+        rows = convert(weights_dir(arguments), list(weights.values()), dtypes, bars)
+    finally:
+        bars.close()
+    for row in rows:
+        print(row)
+
+
+def _path(arguments: argparse.Namespace) -> None:
+    for line in weight_lines(weights_dir(arguments), [arguments.preset]):
+        print(line)
+
+
+def weights_dir(arguments: argparse.Namespace) -> Path:
+    from ..checkpoints.registry import default_weights_dir
+
+    return arguments.weights if arguments.weights is not None else default_weights_dir()
+
+
+def weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
+    """One line per file that the presets need: each copy that is here, or where it belongs."""
+    from ..checkpoints.cache import cached_files
+    from ..checkpoints.locate import is_complete, published_path
+    from ..checkpoints.registry import weight_file
+
+    lines = []
+    for key in dict.fromkeys(key for name in presets for key in PRESETS[name].weights.values()):
+        file = weight_file(key)
+        published, converted = published_path(folder, file), folder / file.converted_path
+        here = [path for path in (published, converted) if is_complete(file, path)]
+        lines += [f"here     {path}  ({file.licence})" for path in here]
+        if not here:
+            cached = {} if file.bundled else cached_files(file)
+            lines.append(f"missing  {published}  ({file.licence})")
+            if cached:
+                found = next(iter(cached.values()))
+                place = found.parent if file.is_folder else found
+                lines.append(f"cached   {place}  (`thinksound weights download` links it)")
+    return lines
