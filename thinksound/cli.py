@@ -1,5 +1,7 @@
 """The command line: arguments in, messages out, no logic.
 
+Exit status: 0 done; 1 an error, which standard error names; 2 a wrong command line; 130 interrupted.
+
 Only the standard library is imported until a command runs, so that ``--help`` answers at once.
 """
 
@@ -7,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,21 +16,29 @@ from collections.abc import Sequence
 from . import __version__
 from .commands import evaluate, generate, info, make_data, prepare, train, weights
 from .commands.arguments import as_typed
+from .commands.streams import EXIT_ERROR, StandardStreams
 from .errors import ThinkSoundError
 
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    with StandardStreams() as streams:
+        try:
+            arguments = build_parser().parse_args(argv)
+        except SystemExit as ended:  # help was printed, or what is wrong with the command line
+            raise SystemExit(streams.settle(int(ended.code or 0))) from None
+        return streams.settle(_run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     quiet = getattr(arguments, "quiet", False)
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="thinksound: %(message)s")
     # Asked to end, as by `timeout` or a shutdown, clean up as after Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arguments.run(arguments)
-        sys.stdout.flush()
     except ThinkSoundError as error:
         print(f"thinksound: error: {as_typed(error, arguments)}", file=sys.stderr)
         return EXIT_ERROR
@@ -37,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         left = getattr(arguments, "interrupted", "nothing was written")
         print(f"\nthinksound: interrupted, {left}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as in `thinksound info | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0

@@ -1,0 +1,103 @@
+"""Standard output and standard error of the command line: no state of theirs ends a command.
+
+A character that the encoding of a terminal lacks is written as ``\\u89c6``. A reader that has gone, as in
+``thinksound info | head -1``, is no error, and what it would have read is dropped. A device that takes no
+more, such as a full disk, is remembered for the exit status, and the command goes on: its result is a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from types import TracebackType
+from typing import Any, TextIO, cast
+
+EXIT_ERROR = 1
+
+
+class StandardStreams:
+    """Replaces ``sys.stdout`` and ``sys.stderr`` while a command runs."""
+
+    def __enter__(self) -> StandardStreams:
+        _fill_closed_descriptors()
+        self._before = sys.stdout, sys.stderr
+        self._output, self._errors = _Stream(sys.stdout), _Stream(sys.stderr)
+        sys.stdout, sys.stderr = cast(TextIO, self._output), cast(TextIO, self._errors)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stdout, sys.stderr = self._before
+        self._output.release()
+        self._errors.release()
+
+    def settle(self, status: int) -> int:
+        """The exit status of a command that ended with ``status``: an error if its output was lost."""
+        self._output.flush()
+        if self._output.lost is None:
+            return status
+        print(f"thinksound: error: standard output cannot be written ({self._output.lost})", file=sys.stderr)
+        return status or EXIT_ERROR
+
+
+class _Stream:
+    """A text stream whose writes never fail; everything else is that of the stream underneath."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.lost: str | None = None  # why something that was to be read by someone was not written
+        self._broken = stream is None  # Python has no object for a stream that was closed from the start
+        self._stream: TextIO = io.StringIO() if stream is None else stream
+        self._handler: str | None = None
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            self._handler = stream.errors
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if not self._broken:
+            try:
+                self._stream.write(text)
+            except OSError as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._broken:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._give_up(error)
+
+    def release(self) -> None:
+        """Leave the stream underneath as it was."""
+        self.flush()
+        if self._handler is not None and not self._broken:
+            cast(io.TextIOWrapper, self._stream).reconfigure(errors=self._handler)
+
+    def _give_up(self, error: OSError) -> None:
+        self._broken = True
+        # EINVAL is what Windows says of a pipe without a reader.
+        if not isinstance(error, BrokenPipeError) and error.errno != errno.EINVAL:
+            self.lost = error.strerror
+        # Python flushes its buffers again when it ends, and would complain about what they still hold.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+
+def _fill_closed_descriptors() -> None:
+    """Open the null device where the caller has closed standard input, output or error.
+
+    Otherwise the next file that is opened gets the number, and what a library writes to standard error
+    ends up in a video.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
