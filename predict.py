@@ -11,7 +11,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from cog import BasePredictor, CancelationException, Input, Path
@@ -20,9 +20,11 @@ import thinksound
 from thinksound import InputError, Options, ThinkSoundError
 from thinksound.checkpoints.download import download
 from thinksound.checkpoints.registry import default_weights_dir
+from thinksound.commands.progress import tenths
 from thinksound.presets import DEFAULT_PRESET, NETWORKS, get_preset
 
 logger = logging.getLogger("thinksound.predict")
+log_progress = partial(logger.info, "%s %d/%d")
 
 
 class Predictor(BasePredictor):
@@ -38,7 +40,7 @@ class Predictor(BasePredictor):
 
         preset = get_preset(os.environ.get("THINKSOUND_PRESET", DEFAULT_PRESET))
         weights = default_weights_dir()
-        download(weights, preset.weights.values(), _tenths())
+        download(weights, preset.weights.values(), tenths(log_progress))
         self.pipeline = thinksound.load(
             preset.name,
             weights,
@@ -81,7 +83,7 @@ class Predictor(BasePredictor):
         output = Path(self.folder.name) / "thinksound.mp4"
         try:
             options = Options(num_inference_steps, cfg_scale, seed, duration)
-            result = self.pipeline(video, caption, cot, options, _tenths())
+            result = self.pipeline(video, caption, cot, options, tenths(log_progress))
             start = time.perf_counter()
             notes = (*result.notes, *result.save(output))
             timings = result.timings | {"mux": time.perf_counter() - start}
@@ -105,16 +107,3 @@ class Predictor(BasePredictor):
         for path in pathlib.Path(self.folder.name).iterdir():
             if path.is_file() and path != video:
                 path.unlink()
-
-
-def _tenths() -> Callable[[str, int, int], None]:
-    """Progress as at most ten log lines per stage."""
-    reached: dict[str, int] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        tenth = 10 * done // total
-        if tenth > reached.get(stage, 0):
-            reached[stage] = tenth
-            logger.info("%s %d/%d", stage, done, total)
-
-    return report

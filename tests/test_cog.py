@@ -118,7 +118,7 @@ def test_progress_is_ten_lines_per_stage(
     predict_module: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    report = predict_module._tenths()
+    report = predict_module.tenths(predict_module.log_progress)
     for done in range(1, 5001):
         report("decode", done, 5000)
         report("sample", done, 5000)

@@ -1,7 +1,9 @@
-"""Progress bars of the command line."""
+"""Progress of the command line: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,22 +20,45 @@ STAGES = {
 }
 
 
+def tenths(report: Callable[[str, int, int], object]) -> Callable[[str, int, int], None]:
+    """Pass progress on, at most ten times per stage: for logs."""
+    reached: dict[str, int] = {}
+
+    def throttled(stage: str, done: int, total: int) -> None:
+        tenth = 10 * done // total
+        if tenth > reached.get(stage, 0):
+            reached[stage] = tenth
+            report(stage, done, total)
+
+    return throttled
+
+
+def _line(stage: str, done: int, total: int) -> None:
+    # Written at once, with its line break: stages may run side by side, in threads.
+    sys.stderr.write(f"{STAGES.get(stage, stage)} {done:,}/{total:,}\n")
+    sys.stderr.flush()
+
+
 class Bars:
-    """One progress bar per stage on standard error."""
+    """One progress bar per stage on standard error; a line for each tenth where that is no terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._bars: dict[str, tqdm[None]] = {}
+        self._lines = None if sys.stderr.isatty() else tenths(_line)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self._quiet:
+            return
+        if self._lines is not None:
+            self._lines(stage, done, total)
             return
         from tqdm import tqdm
 
         if stage not in self._bars:
             form = "{l_bar}{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
             label = f"{STAGES.get(stage, stage):<18}"
-            self._bars[stage] = tqdm(desc=label, total=total, bar_format=form, disable=None)
+            self._bars[stage] = tqdm(desc=label, total=total, bar_format=form)
         bar = self._bars[stage]
         bar.total = total
         bar.update(done - bar.n)
