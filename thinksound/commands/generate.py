@@ -1,31 +1,46 @@
-"""`thinksound generate`: a video in, the same video with its sound out."""
+"""`thinksound generate`: videos in, the same videos with their sound out."""
 
 from __future__ import annotations
 
 import argparse
+import glob
+import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..errors import InputError, ThinkSoundError
 from ..presets import PRESETS
-from .arguments import add_model, number, whole
+from .arguments import add_model, as_typed, number, whole
 from .progress import Bars
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+    from ..request import Options
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "generate",
         help="make the sound of a video",
-        description="Watch VIDEO, read the texts, and write the same video with its sound.",
+        description="Watch VIDEO, read the texts, and write the same video with its sound. Several videos "
+        "get theirs one after the other, with the same texts; one that fails is named, and the others go on.",
         epilog='example: thinksound generate clip.mp4 --caption "Axe striking wood" '
         '--cot "Begin with three sharp blows, then the crack of splitting wood in an open forest."',
     )
     parser.set_defaults(run=run, interrupted="the video was not written")
     parser.add_argument(
-        "video", type=Path, metavar="VIDEO", help="any file with moving pictures, 0.1 s to 3 minutes"
+        "videos", nargs="+", metavar="VIDEO", help="any file with moving pictures, 0.1 s to 3 minutes"
     )
     output = parser.add_argument_group("output")
     output.add_argument(
-        "-o", "--output", type=Path, metavar="OUT.mp4", help="default: VIDEO_sound.mp4 in the current folder"
+        "-o",
+        "--output",
+        metavar="OUT.mp4",
+        help="a file, which is replaced, or a folder (OUT/ is made if missing); default: VIDEO_sound.mp4 in "
+        "the current folder, or VIDEO_sound-2.mp4 where that exists",
     )
     output.add_argument("--audio", type=Path, metavar="OUT.wav", help="also write the sound alone")
     output.add_argument(
@@ -65,45 +80,150 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..media.files import check_output
+    from ..media.files import make_folder
     from ..media.probe import probe
     from ..request import Options, check_texts
 
     options = Options(arguments.steps, arguments.cfg_scale, arguments.seed, arguments.duration)
     check_texts(arguments.caption, arguments.cot)
-    video: Path = arguments.video
-    probe(video)
-    output: Path = arguments.output or Path(f"{video.stem}_sound.mp4")
-    # Minutes of work hang on these paths: look at them before, not after.
-    check_output(output, (".mp4",), (video,))
-    if arguments.audio:
-        check_output(arguments.audio, (".wav",), (video,))
-    if arguments.dump:
-        check_output(arguments.dump, (".safetensors",), (video,))
+    videos = _expand(arguments.videos)
+    folder = _folder(arguments.output)
+    several = len(videos) > 1
+    if several:
+        _check_several(arguments, videos, folder)
+    failed: list[str] = []
 
+    def succeeds(video: str, work: Callable[[], object]) -> bool:
+        try:
+            work()
+        except ThinkSoundError as error:
+            if not several:
+                raise
+            print(f"thinksound: error: {as_typed(error, arguments)}", file=sys.stderr)
+            failed.append(video)
+            return False
+        return True
+
+    # Minutes of work hang on these names: look at them before, not after.
+    ready = [video for video in videos if succeeds(video, partial(probe, video))]
+    if ready and folder is not None:
+        make_folder(folder)
+    ready = [video for video in ready if succeeds(video, partial(_check_outputs, arguments, folder, video))]
+    if ready:
+        say = _silent if arguments.quiet else _say
+        say(f"Loading {arguments.preset}")
+        pipeline = _load(arguments)
+        for number, video in enumerate(ready, 1):
+            if several:
+                say(f"{video} ({number} of {len(ready)})")
+                arguments.interrupted = f"{video} was not written; the results before it are whole"
+            succeeds(video, partial(_generate, arguments, pipeline, options, folder, video))
+    if failed:
+        raise ThinkSoundError(f"{len(failed)} of {len(videos)} videos got no sound: {', '.join(failed)}")
+
+
+def _expand(names: Sequence[str]) -> list[str]:
+    """The names, with patterns replaced by what they match: the shells of Windows leave that to a program."""
+    from ..media.files import exists
+
+    videos: list[str] = []
+    for name in names:
+        matches: list[str] = []
+        if ("*" in name or "?" in name) and not exists(Path(name)):
+            matches = sorted(glob.glob(name))  # noqa: PTH207 (Path.glob takes no absolute patterns)
+        videos += matches or [name]
+    return videos
+
+
+def _folder(output: str | None) -> Path | None:
+    """Where results get names of their own; None where ``output`` is the name of a file."""
+    from ..media.files import exists
+
+    if output is None:
+        return Path()
+    path = Path(output)
+    is_folder = output.endswith(("/", os.sep)) or (exists(path) and path.is_dir())
+    return path if is_folder else None
+
+
+def _check_several(arguments: argparse.Namespace, videos: Sequence[str], folder: Path | None) -> None:
+    from ..media.files import exists
+
+    for video in videos:
+        # Words of a text without quotes would be taken for videos, and the rest of it for the text.
+        if not Path(video).suffix and not exists(Path(video)):
+            raise InputError(
+                f'{video}: no such file; a text of several words is one argument in quotes: --caption "a dog"'
+            )
+    if folder is None:
+        raise InputError(
+            f"-o {arguments.output}: {len(videos)} videos were given; give a folder, such as -o results/"
+        )
+    for option in ("audio", "dump"):
+        if getattr(arguments, option) is not None:
+            raise InputError(f"--{option} takes one video, and {len(videos)} were given; run them one by one")
+
+
+def _output(arguments: argparse.Namespace, folder: Path | None, video: str) -> Path:
+    from ..media.files import free_name
+
+    if folder is None:
+        return Path(arguments.output)
+    return free_name(folder / _result_name(video))
+
+
+def _result_name(video: str) -> str:
+    return f"{Path(video).stem}_sound.mp4"
+
+
+def _check_outputs(arguments: argparse.Namespace, folder: Path | None, video: str) -> None:
+    from ..media.files import check_output
+
+    inputs = (Path(video),)
+    check_output(_output(arguments, folder, video), (".mp4",), inputs)
+    if arguments.audio is not None:
+        check_output(arguments.audio, (".wav",), inputs)
+    if arguments.dump is not None:
+        check_output(arguments.dump, (".safetensors",), inputs)
+
+
+def _load(arguments: argparse.Namespace) -> Pipeline:
     from ..pipeline import load
 
-    say = _silent if arguments.quiet else _say
-    say(f"Loading {arguments.preset}")
     bars = Bars(arguments.quiet)
     try:
-        pipeline = load(
+        return load(
             arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
         )
+    finally:
+        bars.close()
+
+
+def _generate(
+    arguments: argparse.Namespace, pipeline: Pipeline, options: Options, folder: Path | None, video: str
+) -> None:
+    say = _silent if arguments.quiet else _say
+    bars = Bars(arguments.quiet)
+    try:
         result = pipeline(video, arguments.caption, arguments.cot, options, bars)
     finally:
         bars.close()
-    if arguments.dump:
+    if arguments.dump is not None:
         result.dump(arguments.dump)
-    if arguments.audio:
+    if arguments.audio is not None:
         result.save(arguments.audio)
+    # Chosen now: another process may have taken the name that was free before.
+    output = _output(arguments, folder, video)
     for note in (*result.notes, *result.save(output)):
         say(f"Note: {note}")
+    if folder is not None and output != (kept := folder / _result_name(video)):
+        say(f"Note: {kept} exists and was kept, the new result is {output}; -o {kept} would replace it")
     say("  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.timings.items()))
     say(f"Seed {result.seed}")
     for path in (output, arguments.audio, arguments.dump):
-        if path:
+        if path is not None:
             print(path)
+    sys.stdout.flush()
 
 
 def _say(message: str) -> None:

@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "Without: devices, presets, weight files and versions.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("video", type=Path, nargs="?", metavar="VIDEO")
+    parser.add_argument("video", nargs="?", metavar="VIDEO")
     add_weights_dir(parser)
 
 
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
         _describe_installation(weights_dir(arguments))
 
 
-def _describe_video(video: Path) -> None:
+def _describe_video(video: str) -> None:
     from ..media.decode import decode_video
     from ..rates import MAX_DURATION_S, audio_sample_count, latent_frame_count, sync_feature_count
 

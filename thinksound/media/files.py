@@ -1,19 +1,74 @@
-"""Result files that appear whole or not at all."""
+"""Names of input files, and result files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import av
 
-from ..errors import OutputError
+from ..errors import MediaError, OutputError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+# Two letters at least before the colon: "C:/clip.mp4" is a file of Windows.
+_URL = re.compile(
+    r"[a-z][a-z0-9+.-]+:/|(data|blob|magnet):|www\.|(m\.)?(youtube\.com|youtu\.be)/", re.IGNORECASE
+)
+_SHOWN = 200  # characters of a URL; a data URL holds the whole file
+
+
+def local_path(name: Path | str) -> Path:
+    """The path of an input file, which need not exist.
+
+    Raises:
+        MediaError: the name is no file's but a URL, "-" for standard input, a pattern, or empty; the message
+            shows it as it was given.
+    """
+    text, path = str(name), Path(name)
+    if not text:
+        raise MediaError("the name of the video is empty; give a file")
+    if exists(path):
+        return path
+    if text == "-":
+        raise MediaError(
+            "-: standard input cannot be used, because a video is read more than once; save it to a file "
+            "first"
+        )
+    if _URL.match(text):
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        if text.lower().startswith("file:"):
+            advice = f"give the path alone, {url2pathname(urlsplit(text).path)}, or download the file first"
+        else:
+            advice = "download or save it to a file first and give the name of that file"
+        raise MediaError(f"{shown}: this is a URL, and only files on this computer are read; {advice}")
+    if "*" in text or "?" in text:
+        raise MediaError(f"{text}: no file matches this pattern; check the folder and the ending")
+    return path
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; not so for a name that is too long or lies in a closed folder."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def free_name(path: Path) -> Path:
+    """``path``, or where something is there already, the first of ``NAME-2``, ``NAME-3`` … that is free."""
+    free, number = path, 1
+    while exists(free):
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
 
 
 def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequence[Path] = ()) -> Path:

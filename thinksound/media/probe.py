@@ -22,6 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from ..errors import MediaError
+from .files import local_path
 
 MAX_SIDE = 16_384  # pixels: two steps above 4K, and what H.264 and HEVC levels end at
 MIN_SIDE = 4  # pixels
@@ -115,7 +116,7 @@ def open_media(path: Path | str) -> Iterator[InputContainer]:
     Raises:
         MediaError: the file is missing or damaged.
     """
-    path = Path(path)
+    path = local_path(path)
     _check_file(path)
     try:
         container = av.open(
@@ -140,7 +141,7 @@ def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]
     Raises:
         MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
     """
-    path = Path(path)
+    path = local_path(path)
     with open_media(path) as container:
         stream = _moving_pictures(path, container)
         _check_size(path, stream.codec_context.width, stream.codec_context.height)
