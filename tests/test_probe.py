@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -203,3 +204,46 @@ def test_nothing_is_printed_about_a_damaged_file(tmp_path: Path, capfd: pytest.C
     path.write_bytes(content)
     assert "damaged" in decode_video(path).notes[0]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("https://example.com/a.mp4?x=1", "download or save it to a file first"),
+        ("HTTP://example.com/a.mp4", "download or save it to a file first"),
+        ("rtsp://camera/1", "download or save it to a file first"),
+        ("s3://bucket/a.mp4", "download or save it to a file first"),
+        ("youtube.com/watch?v=1", "download or save it to a file first"),
+        ("file:///media/my%20clip.mp4", "give the path alone, /media/my clip.mp4, or download the file"),
+        ("-", "standard input cannot be used, because a video is read more than once; save it to a file"),
+        ("*.mp4", "no file matches this pattern"),
+        ("C:/clip.mp4", "no such file"),
+    ],
+)
+def test_a_name_that_is_no_file_is_shown_as_typed_with_what_to_do(
+    name: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for read in (probe, decode_video):
+        with pytest.raises(MediaError, match=f"^{re.escape(name)}: .*{re.escape(advice)}"):
+            read(name)
+
+
+def test_a_data_url_is_not_shown_whole() -> None:
+    with pytest.raises(MediaError, match=r"^data:video/mp4;base64,A{178}…: this is a URL"):
+        probe("data:video/mp4;base64," + "A" * 1_000_000)
+
+
+def test_an_empty_name_is_named() -> None:
+    with pytest.raises(MediaError, match="the name of the video is empty"):
+        probe("")
+
+
+def test_a_file_may_have_a_name_like_a_url_or_a_pattern(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("https:/www.mp4", "-", "what?*.mp4"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(clips / "cfr25_1p0s.mp4", name)
+        assert probe(name).path == Path(name)

@@ -75,6 +75,7 @@ def test_the_output_is_the_video_with_sound_of_equal_length(generated):
     assert rate == 16_000 and samples.shape == (audio_sample_count(3.2, 16_000), 2)
     assert np.abs(samples.astype(int)).max() == 32767
     assert done.stdout.splitlines() == ["out.mp4", "out.wav", "out.safetensors"]
+    assert "Reading the video 100/100\n" in done.stderr and "Sampling 2/2\n" in done.stderr
 
 
 def test_seed_texts_and_preset_are_in_the_file_and_on_the_screen(generated):
@@ -147,6 +148,39 @@ def test_names_with_spaces_quotes_and_dashes(clips, tmp_path):
     assert streams(tmp_path / "-out put.mp4")["audio"][0] == "aac"
 
 
+def test_several_videos_go_one_after_the_other_and_one_that_fails_is_named(
+    clips, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("a/clip.mp4", "cfr25_1p0s.mp4"), ("b/clip.mov", "cfr30_3p2s.mp4")):
+        Path(name).parent.mkdir()
+        Path(name).write_bytes((clips / source).read_bytes())
+    Path("a/broken.mp4").write_bytes(b"nothing")
+    assert main(["generate", "a/*.mp4", "b/clip.mov", "nowhere.mp4", "-o", "new/results/", *FAST]) == 1
+    text = capsys.readouterr()
+    written = ["new/results/clip_sound.mp4", "new/results/clip_sound-2.mp4"]
+    assert text.out.splitlines() == written
+    assert [streams(Path(name))["video"][2] for name in written] == [25, 96]
+    assert text.err.count("Loading tiny\n") == 1 and "b/clip.mov (2 of 2)\n" in text.err
+    assert f"Note: {written[0]} exists and was kept, the new result is {written[1]}; " in text.err
+    errors = [line for line in text.err.splitlines() if line.startswith("thinksound: error: ")]
+    assert errors[0].startswith("thinksound: error: a/broken.mp4: not a video")
+    assert errors[1].startswith("thinksound: error: nowhere.mp4: no such file")
+    assert errors[2] == "thinksound: error: 2 of 4 videos got no sound: a/broken.mp4, nowhere.mp4"
+
+
+def test_a_default_name_never_replaces_and_a_given_one_does(clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, *_ = names = [Path(f"cfr25_1p0s_sound{number}.mp4") for number in ("", "-2", "-3")]
+    for path in names[:2]:
+        path.write_text("someone else's")
+    request = ["generate", str(clips / "cfr25_1p0s.mp4"), "-q", *FAST]
+    assert main(request) == 0
+    assert [path.read_bytes()[:7] == b"someone" for path in names] == [True, True, False]
+    assert main([*request, "-o", str(first)]) == 0
+    assert streams(first)["video"][2] == 25
+
+
 VIDEO = "cfr25_1p0s.mp4"
 BAD_REQUESTS = {
     "missing file": (("nothing.mp4",), "nothing.mp4: no such file"),
@@ -174,6 +208,18 @@ BAD_REQUESTS = {
     "no folder": ((VIDEO, "-o", "nowhere/out.mp4"), "the folder nowhere does not exist"),
     "other ending": ((VIDEO, "-o", "out.avi"), "use .mp4"),
     "its own input": ((VIDEO, "-o", VIDEO), "this would replace an input"),
+    "a folder that is a file": ((VIDEO, "-o", f"{VIDEO}/"), f"{VIDEO}: cannot be made a folder"),
+    "URL": (("https://example.com/a.mp4",), "https://example.com/a.mp4: this is a URL"),
+    "several into one file": (
+        (VIDEO, VIDEO, "-o", "out.mp4"),
+        "-o out.mp4: 2 videos were given; give a folder, such as -o results/",
+    ),
+    "several sounds into one file": ((VIDEO, VIDEO, "--audio", "out.wav"), "--audio takes one video"),
+    "several dumps into one file": ((VIDEO, VIDEO, "--dump", "x.safetensors"), "--dump takes one video"),
+    "text without quotes": (
+        ("--caption", "a", "dog", VIDEO),
+        "dog: no such file; a text of several words is",
+    ),
     "no weights": ((VIDEO, "--preset", "thinksound-light", "--weights", "."), "thinksound_light.ckpt"),
     "weights that are a file": ((VIDEO, "--weights", VIDEO), f"{VIDEO}: this is a file; give the folder"),
     "no GPU": ((VIDEO, "--device", "cuda:7"), "cuda:7 is not there"),
@@ -294,10 +340,27 @@ def test_an_interrupt_leaves_nothing_behind(clips, tmp_path, way):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_between_videos_keeps_the_results_that_are_there(clips, tmp_path):
+    command = ["generate", clips / VIDEO, clips / "cfr30_10p0s.mp4", "--preset", "tiny", "--steps", "30"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "thinksound", *command],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "cfr25_1p0s_sound.mp4\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "thinksound: interrupted, the last result is cfr25_1p0s_sound.mp4\n" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["cfr25_1p0s_sound.mp4"]
+
+
 def test_a_command_leaves_its_caller_as_it_was(capsys):
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM), sys.stdout, sys.stderr, sys.stdout.errors
     assert main(["info"]) == 0
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert (signal.getsignal(signal.SIGTERM), sys.stdout, sys.stderr, sys.stdout.errors) == before
 
 
 def test_an_interrupt_while_the_video_is_written_leaves_no_part_of_it(tmp_path):

@@ -116,7 +116,6 @@ def run(arguments: argparse.Namespace) -> None:
         for number, video in enumerate(ready, 1):
             if several:
                 say(f"{video} ({number} of {len(ready)})")
-                arguments.interrupted = f"{video} was not written; the results before it are whole"
             succeeds(video, partial(_generate, arguments, pipeline, options, folder, video))
     if failed:
         raise ThinkSoundError(f"{len(failed)} of {len(videos)} videos got no sound: {', '.join(failed)}")
@@ -214,7 +213,9 @@ def _generate(
         result.save(arguments.audio)
     # Chosen now: another process may have taken the name that was free before.
     output = _output(arguments, folder, video)
-    for note in (*result.notes, *result.save(output)):
+    notes = (*result.notes, *result.save(output))
+    arguments.interrupted = f"the last result is {output}"
+    for note in notes:
         say(f"Note: {note}")
     if folder is not None and output != (kept := folder / _result_name(video)):
         say(f"Note: {kept} exists and was kept, the new result is {output}; -o {kept} would replace it")
