@@ -21,16 +21,14 @@ _COMMAND = 'thinksound() { "$PYTHON" -m thinksound "$@"; }'
 def shell(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a line of sh in which ``thinksound`` is the command; it ends with that command's exit status."""
     done = subprocess.run(
-        [
-            "bash",
-            "-c",
-            f'thinksound() {{ "$PYTHON" -m thinksound "$@"; }}; {command}; exit ${{PIPESTATUS[0]}}',
-        ],
+        ["bash", "-c", f"{_COMMAND}; {command}; exit ${{PIPESTATUS[0]}}"],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable} | environment,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "PYTHONUNBUFFERED": ""}
+        | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert "Traceback" not in done.stderr and "ignored" not in done.stderr, done.stderr
     return done
@@ -68,6 +66,14 @@ def test_the_result_is_whole_when_every_stream_is_closed(clips, tmp_path):
     with av.open(str(tmp_path / "视频_sound.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
         assert sum(1 for _ in container.decode(video=0)) == 25
+
+
+def test_a_closed_stream_leaves_no_number_for_a_result(tmp_path):
+    code = (
+        "import sys, thinksound.commands.streams as streams\n"
+        "with streams.StandardStreams(), open('result', 'w') as file: sys.exit(file.fileno() <= 2)"
+    )
+    assert shell(f'thinksound() {{ "$PYTHON" -c "{code}"; }}; thinksound >&- 2>&-', tmp_path).returncode == 0
 
 
 def test_a_stage_gives_at_most_ten_lines_where_there_is_no_terminal(capsys):
