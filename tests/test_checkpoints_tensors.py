@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import copyreg
 import json
 import os
@@ -468,10 +469,85 @@ def test_a_tensor_that_reaches_outside_its_storage_is_refused(
         open_tensors(tmp_path / "weights.pt")["a"]
 
 
-def test_a_pickle_that_asks_for_a_huge_memo_is_refused(tmp_path: Path) -> None:
-    with_pickle(tmp_path / "weights.pt", b"}r\xff\xff\xff\x7f.", zipped=True)
-    with pytest.raises(WeightsError, match="memo"):
+# One tensor "a" is in the dictionary that is on the stack.
+ONE = view(0, "I8\n", "I1\n").removesuffix(b".")
+NEST = 300_000  # a tenth of it ends a recursion in C
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (ONE + b"K\x01" + b"\x85" * NEST + b"Ns.", "a dictionary key that is nested"),
+        (ONE + b"K\x01" + b"2\x86" * 60 + b"Ns.", "a dictionary key that is nested"),
+        (ONE + b"]Ns.", "a dictionary key that is nested or can change"),
+        (b"X\x05\0\0\0torchK\x01" + b"\x85" * NEST + b"\x93.", "a name that is no text"),
+        (b"N0" * 1_000_001 + b"N.", "more than 2,000,000 instructions"),
+        (b"X" + struct.pack("<I", 1 << 25) + bytes(1 << 25) + b".", "more than 32 MB"),
+        (b"ctorch._utils\n_rebuild_parameter\n(" + b"N" * 99 + b"tR.", "not its description"),
+        (b"}r\xff\xff\xff\x7f.", "a memo larger than the file"),
+        (b"Np-5\n.", "a memo larger than the file"),
+        (b"}g-1\n.", "nothing at -1"),
+        (b"}\x8b\xff\xff\xff\x7fab.", "damaged"),
+        (b"}\x8d" + struct.pack("<Q", 1 << 60) + b"ab.", "damaged"),
+        (b"}\x8e" + struct.pack("<Q", 1 << 63) + b"ab.", "damaged"),
+        (b"}\x96" + struct.pack("<Q", 1 << 62) + b"ab.", "damaged"),
+        (b"}Xn\xff\xff\xffab.", "damaged"),
+        (b"}0.", "ends in the middle"),
+        (b"}}.", "ends in the middle"),
+        (b"\x97.", "no checkpoint has"),
+        (view(0, "I4000000\n", "I0\n"), "repeats its numbers"),
+        (view(0, "I4\n" * 12, "I0\n" * 12), "repeats its numbers"),
+        (view(0, "I1\n" * 17, "I1\n" * 17), "impossible shape"),
+    ],
+)
+def test_a_pickle_that_would_crash_the_process_or_never_end_is_refused(
+    tmp_path: Path, data: bytes, words: str
+) -> None:
+    with_pickle(tmp_path / "weights.pt", data, zipped=not words.startswith("more than"))
+    with pytest.raises(WeightsError, match=words):
         open_tensors(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"S'b'\n" + b"]" * NEST + b"a" * (NEST - 1) + b"s",  # lists in lists
+        b"S'b'\n" + b"}" + b"S'c'\n}" * NEST + b"s" * NEST + b"s",  # dictionaries in dictionaries
+        b"S'b'\nK\x01" + b"\x85" * NEST + b"s",  # tuples in tuples
+        b"S'b'\n\x8f(K\x01" + b"\x85" * NEST + b"\x90s",  # the same in a set
+        b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", n << 40) + b"N" for n in range(1 << 17)) + b"u",
+        b"K\x01K\x02\x86Ns",  # a key that a trainer could have
+    ],
+    ids=["lists", "dictionaries", "tuples", "set", "numbers that collide", "pair"],
+)
+def test_what_is_nested_beside_the_weights_is_not_gone_into(tmp_path: Path, more: bytes) -> None:
+    with_pickle(tmp_path / "weights.pt", ONE + more + b".", zipped=True)
+    assert open_tensors(tmp_path / "weights.pt")["a"].tolist() == list(range(8))
+
+
+def test_an_expanded_tensor_of_a_few_numbers_is_read(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1).expand(3, 4)}, tmp_path / "weights.pt")
+    assert torch.equal(open_tensors(tmp_path / "weights.pt")["a"], torch.ones(3, 4))
+
+
+def test_a_zip_archive_that_lies_is_refused(tmp_path: Path) -> None:
+    torch.save(sample(), tmp_path / "weights.pt")
+    content = (tmp_path / "weights.pt").read_bytes()
+    entry = content.index(b"PK\x01\x02")  # of data.pkl, in the list at the end
+    for at, value in ((20, 1), (24, 1 << 31), (42, 1 << 31), (42, 0)):
+        path = tmp_path / "lying.pt"
+        path.write_bytes(content[: entry + at] + struct.pack("<I", value) + content[entry + at + 4 :])
+        with pytest.raises(WeightsError, match="damaged") if value else contextlib.nullcontext():
+            dict(open_tensors(path))
+    with_pickle(path, ONE + b".", zipped=True)
+    content = path.read_bytes()
+    size = content.rindex(b"PK\x05\x06") + 12  # of that list
+    path.write_bytes(content[:size] + struct.pack("<I", (1 << 32) - 2) + content[size + 4 :])
+    with pytest.raises(WeightsError, match="damaged"):
+        open_tensors(path)
+    with_pickle(path, b"X" + struct.pack("<I", 1 << 25) + bytes(1 << 25) + b".", zipped=True)
+    with pytest.raises(WeightsError, match=r"an index of 33,554,438 bytes"):
+        open_tensors(path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])

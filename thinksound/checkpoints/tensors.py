@@ -2,12 +2,10 @@
 
 Three formats are read, told apart by their content: safetensors; the zip archive that ``torch.save``
 writes; and the plain pickle stream it wrote before torch 1.6, which old Hugging Face repositories still
-hold. The two pickled formats go through `_Reader`, an unpickler that imports nothing: every name in the
-file becomes either one of a few inert records defined here or `_Foreign`, a stand-in that accepts any
-construction and any state and does nothing. Trainer checkpoints full of configuration objects, callbacks
-and optimiser state are therefore readable whatever their classes are, and a hostile file has nothing to
-call. torch's own reader is not used: with ``weights_only`` it refuses such checkpoints, without it it
-runs them.
+hold. The two pickled formats go through `pickles`, which imports and runs nothing. Trainer checkpoints full
+of configuration objects, callbacks and optimiser state are therefore readable whatever their classes are,
+and a hostile file has nothing to call. torch's own reader is not used: with ``weights_only`` it refuses such
+checkpoints, without it it runs them.
 
 Tensors are records (storage, offset, shape, strides) until one is asked for, so what is not asked for,
 optimiser state above all, is never read from the disk.
@@ -16,60 +14,21 @@ optimiser state above all, is never read from the disk.
 from __future__ import annotations
 
 import io
-import math
 import pickle
-import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import WeightsError
-
-# Storage classes by the name they have in a pickle. Quantised storages are left out: no network here
-# has any, and a tensor of one is foreign.
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
-}
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype)
-}
-
-_LARGEST = 1 << 48  # no size, stride or offset reaches this
+from .pickles import LARGEST_PICKLE, PICKLE_ERRORS, Storage, View, read_pickle
 
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-
-# What unpickling damaged or hostile bytes can raise, given that no foreign code runs.
-_PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
@@ -110,13 +69,17 @@ def _describe(head: bytes) -> str:
 
 class _SafetensorsFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = safe_open(path, framework="pt", device="cpu")
         self._names = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except (SafetensorError, KeyError, AttributeError, RuntimeError) as error:  # a format torch has not
+            raise WeightsError(f"{self._path}: {name} cannot be read ({error}); convert it again") from error
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -136,195 +99,63 @@ def _open_safetensors(path: Path) -> Mapping[str, Tensor]:
 # --- pickled checkpoints -------------------------------------------------------------------------
 
 
-class _Foreign:
-    """Stands for every object, class and function that is not a tensor. Does nothing, holds nothing."""
-
-    __slots__ = ()
-
-    def __new__(cls, *_: object, **__: object) -> _Foreign:
-        return super().__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def _ignore(*_: object, **__: object) -> _Foreign:  # without self: BUILD may address the class
-        return _FOREIGN
-
-    # All that the pickle machine asks of an object.
-    __call__ = _ignore
-    __setstate__ = _ignore
-    __setitem__ = _ignore
-    append = _ignore
-    extend = _ignore
-    add = _ignore
+# Under what trainers put the weights in a checkpoint, and what stands beside them that is none.
+_STATE_DICT = "state_dict"  # Lightning's, which holds averages too: these are told apart by name
+_WRAPPERS = (
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "generator",
+    "ema",
+    "model_ema",
+    "ema_model",
+    "ema_state_dict",
+    "params_ema",
+)
+_DEEPEST = 4  # wrappers in each other
 
 
-_FOREIGN = _Foreign()
-
-
-class _Dict(dict[Any, Any]):
-    """Ordered dictionaries of the file; their extra attributes (module versions) are dropped."""
-
-    __slots__ = ()
-
-    def __setstate__(*_: object) -> None:  # without self, as above
-        pass
-
-
-class _Inert:
-    """Base of the records that the file may name: BUILD cannot change them, whatever it says."""
-
-    __slots__ = ()
-
-    def __setstate__(*_: object) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class _StorageType(_Inert):
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class _Dtype(_Inert):
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class _Storage(_Inert):
-    key: str
-    dtype: torch.dtype
-    numel: int
-
-
-@dataclass(frozen=True)
-class _View(_Inert):
-    """A tensor as the file describes it."""
-
-    storage: _Storage
-    dtype: torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        sizes = (self.offset, *self.shape, *self.stride)
-        if any(type(size) is not int or not 0 <= size < _LARGEST for size in sizes):
-            raise ValueError("a tensor of impossible shape")
-        if len(self.shape) != len(self.stride):
-            raise ValueError("a tensor with more sizes than strides, or fewer")
-        if math.prod(self.shape):
-            last = self.offset + sum(
-                (size - 1) * step for size, step in zip(self.shape, self.stride, strict=True)
-            )
-            if (last + 1) * self.dtype.itemsize > self.storage.numel * self.storage.dtype.itemsize:
-                raise ValueError("a tensor that is larger than its storage")
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> object:
-    if not isinstance(storage, _Storage):
-        return _FOREIGN
-    return _View(storage, storage.dtype, offset, tuple(shape), tuple(stride))
-
-
-def _rebuild_tensor_v2(*arguments: Any) -> object:
-    # The seventh marks conjugated or negated views, which no weight file has.
-    return _FOREIGN if any(arguments[6:]) else _rebuild_tensor(*arguments)
-
-
-def _rebuild_tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> object:
-    dtype = rest[2]
-    if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype):
-        return _FOREIGN
-    return _View(storage, dtype.dtype, offset, tuple(shape), tuple(stride))
-
-
-def _rebuild_parameter(tensor: Any, *_: Any) -> object:
-    return tensor
-
-
-def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> object:
-    return function(*arguments) if isinstance(function, _Rebuild) else _FOREIGN
-
-
-# Our counterparts of torch's functions, by their names in a pickle.
-_REBUILD: dict[str, Callable[..., object]] = {
-    "_rebuild_tensor": _rebuild_tensor,
-    "_rebuild_tensor_v2": _rebuild_tensor_v2,
-    "_rebuild_tensor_v3": _rebuild_tensor_v3,
-    "_rebuild_parameter": _rebuild_parameter,
-    "_rebuild_parameter_with_state": _rebuild_parameter,
-    "_rebuild_from_type": _rebuild_from_type,
-    "_rebuild_from_type_v2": _rebuild_from_type,
-}
-
-
-@dataclass(frozen=True)
-class _Rebuild(_Inert):
-    """Handed out instead of the function itself, whose attributes a pickle could set."""
-
-    name: str
-
-    def __call__(self, *arguments: Any) -> object:
-        return _REBUILD[self.name](*arguments)
-
-
-class _Reader(pickle.Unpickler):
-    """Imports nothing: see the module's docstring."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="utf-8")
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> object:
-        if module == "collections" and name == "OrderedDict":
-            return _Dict
-        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
-            return _StorageType(_STORAGES[name])
-        if module == "torch" and name in _DTYPES:
-            return _Dtype(_DTYPES[name])
-        if module in ("torch._utils", "torch._tensor", "torch.tensor") and name in _REBUILD:
-            return _Rebuild(name)
-        return _Foreign
-
-    def persistent_load(self, reference: Any) -> object:
-        # ("storage", type, key, device, elements[, view of another storage: torch 0.3 and older])
-        if not isinstance(reference, tuple) or len(reference) < 5 or any(reference[5:]):
-            return _FOREIGN
-        _, kind, key, _, numel = reference[:5]
-        if not isinstance(kind, _StorageType) or type(key) is not str or type(numel) is not int or numel < 0:
-            return _FOREIGN
-        self.storages[key] = _Storage(key, kind.dtype, numel)
-        return self.storages[key]
-
-
-def _next_pickle(stream: IO[bytes]) -> bytes:
-    """The bytes of the pickle that starts here, checked for what `_Reader` cannot intercept."""
-    start = stream.tell()
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name.startswith("EXT"):
-            # Looks objects up in a table of this process, past find_class once it has been used.
-            raise pickle.UnpicklingError("an entry of the extension registry")
-        if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > stream.tell():
-            raise pickle.UnpicklingError("a memo larger than the file")  # the unpickler would allocate it
-    end = stream.tell()
-    stream.seek(start)
-    return stream.read(end - start)
+def _named_views(path: Path, content: object) -> dict[str, View]:
+    """The tensors of an unpickled checkpoint, taken out of what a trainer wraps around them."""
+    for _ in range(_DEEPEST):
+        if not isinstance(content, dict):
+            break
+        wrapped = content.get(_STATE_DICT)
+        if not isinstance(wrapped, dict):
+            views = {name: view for name, view in content.items() if isinstance(view, View)}
+            inner = [name for name in _WRAPPERS if isinstance(content.get(name), dict) and content[name]]
+            if views or not inner:
+                if views:
+                    return views
+                break
+            if len(inner) > 1:
+                raise WeightsError(
+                    f"{path}: holds several sets of weights ({', '.join(inner)}); save the one that is meant "
+                    "in a file of its own"
+                )
+            wrapped = content[inner[0]]
+        content = wrapped
+    if isinstance(content, dict) and any("optim" in name or name == "param_groups" for name in content):
+        raise WeightsError(
+            f"{path}: the state of an optimiser, without the weights of a network; give the checkpoint that "
+            "holds those"
+        )
+    raise WeightsError(f"{path}: holds no named tensors; give a published checkpoint")
 
 
 class _PickledFile(Mapping[str, Tensor]):
     """Tensors of an unpickled checkpoint; ``places`` says where each storage lies in the file."""
 
     def __init__(self, path: Path, content: object, places: Mapping[str, tuple[int, int]]) -> None:
-        state = content.get("state_dict", content) if isinstance(content, dict) else {}
-        views = state.items() if isinstance(state, dict) else ()
-        self._views = {name: view for name, view in views if type(name) is str and isinstance(view, _View)}
-        if not self._views:
-            raise WeightsError(f"{path}: holds no named tensors; give a published checkpoint")
+        self._views = _named_views(path, content)
         self._path = path
         self._places = places
         self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-        self._storages: dict[_Storage, torch.UntypedStorage] = {}
+        self._storages: dict[Storage, torch.UntypedStorage] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         view = self._views[name]
@@ -340,12 +171,12 @@ class _PickledFile(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._views)
 
-    def _storage(self, wanted: _Storage) -> torch.UntypedStorage:
+    def _storage(self, wanted: Storage) -> torch.UntypedStorage:
         """The bytes in the file as a storage of their own, once, so that tied tensors stay tied."""
         if wanted in self._storages:
             return self._storages[wanted]
         offset, size = self._places.get(wanted.key, (0, -1))
-        nbytes = wanted.numel * wanted.dtype.itemsize
+        nbytes = wanted.nbytes
         if size < nbytes or offset + nbytes > self._bytes.numel():
             raise WeightsError(f"{self._path}: cut short, tensor data is missing; download it again")
         storage = self._bytes.untyped_storage()[offset : offset + nbytes]
@@ -356,9 +187,18 @@ class _PickledFile(Mapping[str, Tensor]):
         return storage
 
 
+class _Archive(io.FileIO):
+    """Refuses reads that no checkpoint needs: the list of a zip file's entries is read at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > LARGEST_PICKLE:
+            raise zipfile.BadZipFile(f"an index of {size:,} bytes")
+        return super().read(size if size is not None else -1) or b""
+
+
 def _open_zip(path: Path) -> Mapping[str, Tensor]:
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with _Archive(path) as file, zipfile.ZipFile(file) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
             roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
             if len(roots) != 1:
@@ -372,19 +212,19 @@ def _open_zip(path: Path) -> Mapping[str, Tensor]:
                 raise WeightsError(
                     f"{path}: a compressed archive, which torch never writes; download it again"
                 )
+            if any(entry.compress_size != entry.file_size for entry in entries.values()):
+                raise zipfile.BadZipFile("an entry of two sizes")
             if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
                 raise WeightsError(
                     f"{path}: written on a big-endian machine; save it again on a little-endian one"
                 )
-            data = archive.read(f"{root}data.pkl")
-            _next_pickle(io.BytesIO(data))
-            content = _Reader(data).load()
+            content, _ = read_pickle(io.BytesIO(archive.read(f"{root}data.pkl")))
             places = {
                 name.removeprefix(f"{root}data/"): (_data_offset(file, entry), entry.file_size)
                 for name, entry in entries.items()
                 if name.startswith(f"{root}data/")
             }
-    except (*_PICKLE_ERRORS, zipfile.BadZipFile, RuntimeError, OSError) as error:
+    except (*PICKLE_ERRORS, zipfile.BadZipFile, RuntimeError, OverflowError, OSError) as error:
         raise WeightsError(f"{path}: damaged or cut short ({error}); download it again") from error
     return _PickledFile(path, content, places)
 
@@ -407,19 +247,23 @@ def _open_legacy(path: Path) -> Mapping[str, Tensor]:
                 raise WeightsError(
                     f"{path}: a Python pickle, not a torch checkpoint; give the published file"
                 )
-            _Reader(_next_pickle(file)).load()
-            machine = _Reader(_next_pickle(file)).load()
+            read_pickle(file)
+            machine, _ = read_pickle(file)
             if not (isinstance(machine, dict) and machine.get("little_endian") is True):
                 raise WeightsError(
                     f"{path}: written on a big-endian machine; save it again on a little-endian one"
                 )
-            reader = _Reader(_next_pickle(file))
-            content = reader.load()
-            for key in _Reader(_next_pickle(file)).load():
+            content, storages = read_pickle(file)
+            keys, _ = read_pickle(file)
+            if not isinstance(keys, list) or not all(type(key) is str for key in keys):
+                raise pickle.UnpicklingError("no list of storages")
+            for key in keys:
                 (numel,) = struct.unpack("<q", file.read(8))
-                size = numel * reader.storages[key].dtype.itemsize
+                size = numel * storages[key].dtype.itemsize
+                if size < 0:
+                    raise pickle.UnpicklingError("a storage of impossible size")
                 places[key] = (file.tell(), size)
                 file.seek(size, io.SEEK_CUR)
-    except (*_PICKLE_ERRORS, OSError) as error:
+    except (*PICKLE_ERRORS, OverflowError, OSError) as error:
         raise WeightsError(f"{path}: damaged or cut short ({error}); download it again") from error
     return _PickledFile(path, content, places)
