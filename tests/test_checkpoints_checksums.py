@@ -18,6 +18,7 @@ from published import assert_holds, load_network, overwrite, tensors_of
 
 from thinksound.checkpoints import checksums
 from thinksound.checkpoints.load import load_vae
+from thinksound.checkpoints.registry import default_weights_dir
 from thinksound.errors import WeightsError
 from thinksound.presets import TINY
 
@@ -143,12 +144,29 @@ def test_a_file_that_cannot_be_read_is_named(open_folder: Path) -> None:
         load_network(open_folder, "vae")
 
 
+TABLES = (
+    *("", "{", "[]", "[1]", "3", "null", '{"vae.ckpt": 1}', '{"vae.ckpt": {"sha256": ""}}', "\ufeff{}"),
+    *("[" * 200_000, '{"a":' * 200_000, '{"vae.ckpt": NaN}', "1" * 5000, " " * (1 << 23)),
+    '{"vae.ckpt": {"sha256": [], "size": 1, "mtime_ns": 1, "ctime_ns": 1}}',
+    '{"vae.ckpt": {"sha256": "", "size": "1", "mtime_ns": 1, "ctime_ns": 1}}',
+    '{"vae.ckpt": {"sha256": "", "size": 1, "mtime_ns": 1, "ctime_ns": 1, "more": 1}}',
+)
+
+
 def test_a_damaged_table_says_what_to_do(tmp_path: Path) -> None:
     folder = published.copies(tmp_path, "vae")
-    for content in ("{", "[]", '{"vae.ckpt": 1}', '{"vae.ckpt": {"sha256": ""}}'):
-        (folder / checksums.TABLE).write_text(content)
+    for content in (*(table.encode() for table in TABLES), b"\xff\xfe{\0}\0"):
+        (folder / checksums.TABLE).write_bytes(content)
         with pytest.raises(WeightsError, match=r"checksums\.json: cannot be read .*; delete it"):
             load_network(folder, "vae")
+
+
+def test_a_damaged_table_of_bundled_files_is_named(tmp_path: Path) -> None:
+    shutil.copytree(default_bundled(), tmp_path / "tiny")
+    for content in (*TABLES, '{"vae.safetensors": 1}'):
+        (tmp_path / "tiny" / checksums.TABLE).write_text(content)
+        with pytest.raises(WeightsError, match=r"checksums\.json: cannot be read .*; restore it with git"):
+            load_vae(tmp_path, "tiny_vae", TINY.vae, torch.float32)
 
 
 def test_bundled_files_are_held_to_their_committed_table(tmp_path: Path) -> None:
@@ -166,15 +184,36 @@ def test_bundled_files_are_held_to_their_committed_table(tmp_path: Path) -> None
     assert not (tmp_path / checksums.TABLE).exists()
 
 
-def test_bundled_files_are_found_beside_the_package_from_any_weights_folder(tmp_path: Path) -> None:
-    network = load_vae(tmp_path / "elsewhere", "tiny_vae", TINY.vae, torch.float32)
-    assert next(network.parameters()).isfinite().all()
-    assert not (tmp_path / "elsewhere").exists()
+def test_a_folder_that_was_named_is_used_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the bundled networks would be used, and a fine-tune be taken for tested."""
+    monkeypatch.delenv("THINKSOUND_WEIGHTS", raising=False)
+
+    def load(folder: Path) -> None:
+        load_vae(folder, "tiny_vae", TINY.vae, torch.float32)
+
+    absent, empty, own = tmp_path / "absent", tmp_path / "empty", tmp_path / "own"
+    empty.mkdir()
+    (own / "tiny").mkdir(parents=True)
+    load(default_weights_dir())
+    with pytest.raises(WeightsError, match=r"absent \(no such folder\):\n  tiny/vae.* comes with"):
+        load(absent)
+    for folder in (empty, own):
+        with pytest.raises(WeightsError, match=r"missing in .*:\n  tiny/vae[^\n]*\n.* leave out --weights"):
+            load(folder)
+    # The variable is where the large presets lie, so an existing folder without bundled files is no mistake.
+    monkeypatch.setenv("THINKSOUND_WEIGHTS", str(empty))
+    load(empty)
+    for folder in (absent, own):
+        monkeypatch.setenv("THINKSOUND_WEIGHTS", str(folder))
+        with pytest.raises(WeightsError, match="leave out --weights and THINKSOUND_WEIGHTS, or copy it from"):
+            load(folder)
+    assert not absent.exists()
 
 
-def test_every_verified_file_has_progress_of_its_own(tmp_path: Path) -> None:
+def test_every_verified_file_has_progress_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int, int]] = []
     shutil.copytree(default_bundled(), tmp_path / "own" / "tiny")
+    monkeypatch.setenv("THINKSOUND_WEIGHTS", str(tmp_path))
     for weights in (tmp_path / "own", tmp_path):  # inside of the weights folder, and elsewhere
         seen.clear()
         rows = checksums.verify(weights, progress=lambda *row: seen.append(row))

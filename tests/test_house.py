@@ -21,7 +21,7 @@ PACKAGE = ROOT / "thinksound"
 
 # Each may import only what stands before it, and itself.
 ORDER = [
-    {"errors"},
+    {"errors", "json_files"},
     {"config", "rates"},
     {"request"},
     {"media"},

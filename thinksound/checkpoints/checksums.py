@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 from ..errors import WeightsError
+from ..json_files import read_object
 from .locate import present_files
 from .registry import repository_weights_dir
 
@@ -39,6 +40,7 @@ class Record:
     size: int
     mtime_ns: int
     ctime_ns: int
+    finite: bool = False  # every tensor was looked at, and none holds NaN or infinity
 
 
 @dataclass(frozen=True)
@@ -85,27 +87,43 @@ def check(weights_dir: Path, path: Path) -> None:
             "replaced it on purpose run `thinksound weights verify --accept`, else delete it and download "
             "it again"
         )
-    record_sha256(weights_dir, path, sha256)  # the same bytes under new times
+    record_sha256(weights_dir, path, sha256, record.finite)  # the same bytes under new times
+
+
+def are_finite(weights_dir: Path, paths: Iterable[Path]) -> bool:
+    """Whether `record` noted, of files that `check` has just passed, that all their numbers are finite."""
+    known = _read_table(weights_dir)
+    return all(
+        _bundled_root(weights_dir, path) is None
+        and (record := known.get(_name(weights_dir, path))) is not None
+        and record.finite
+        for path in paths
+    )
 
 
 def record(weights_dir: Path, paths: Iterable[Path]) -> None:
-    """Remember the hashes of files that have just proved good; those with a record are left alone."""
+    """Remember the hashes of files that have just proved good, and that their numbers are finite."""
     known = _read_table(weights_dir)
     for path in paths:
-        if _bundled_root(weights_dir, path) is None and _name(weights_dir, path) not in known:
+        if _bundled_root(weights_dir, path) is not None:
+            continue
+        before = known.get(_name(weights_dir, path))
+        if before is not None and not before.finite and _unchanged(before, path):
+            record_sha256(weights_dir, path, before.sha256, finite=True)
+        elif before is None:
             if not os.access(weights_dir, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                 # Hashing without being able to remember it would cost a minute at every start.
                 logger.info("%s is read-only: checksums are not recorded", weights_dir)
                 return
             logger.info("%s: hashed once, so that a change is noticed", path)
-            record_sha256(weights_dir, path, file_sha256(path))
+            record_sha256(weights_dir, path, file_sha256(path), finite=True)
 
 
-def record_sha256(weights_dir: Path, path: Path, sha256: str) -> None:
-    """Remember a hash that was just computed from ``path``, replacing any record."""
+def record_sha256(weights_dir: Path, path: Path, sha256: str, finite: bool = False) -> None:
+    """Remember a hash that was just computed from ``path``, replacing any record; ``finite`` as there."""
     stat = path.stat()
     table = _read_table(weights_dir)
-    table[_name(weights_dir, path)] = Record(sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    table[_name(weights_dir, path)] = Record(sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, finite)
     try:
         _write_json(weights_dir / TABLE, {name: asdict(table[name]) for name in sorted(table)})
     except OSError as error:
@@ -133,6 +151,7 @@ def verify(weights_dir: Path, accept: bool = False, progress: Progress | None = 
         else:
             known = _read_table(weights_dir).get(_name(weights_dir, path))
             expected = known.sha256 if known is not None else None
+            finite = known is not None and known.finite and known.sha256 == sha256
         status: Literal["ok", "recorded", "changed", "accepted"]
         if sha256 == expected:
             status = "ok"
@@ -141,7 +160,7 @@ def verify(weights_dir: Path, accept: bool = False, progress: Progress | None = 
         else:
             status = "recorded" if expected is None else "accepted"
         if root is None and status != "changed":
-            record_sha256(weights_dir, path, sha256)
+            record_sha256(weights_dir, path, sha256, finite)
         rows.append(Verified(path, path.stat().st_size, sha256, status))
     return rows
 
@@ -178,22 +197,42 @@ def _bundled_root(weights_dir: Path, path: Path) -> Path | None:
 
 def _bundled_table(root: Path) -> dict[str, str]:
     try:
-        table: dict[str, str] = json.loads((root / TABLE).read_text())
+        table: dict[str, str] = read_object(root / TABLE)
+        if not all(isinstance(sha256, str) for sha256 in table.values()):
+            raise ValueError("holds something else than hashes")
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{root / TABLE}: cannot be read ({error}); restore it with git") from error
+        raise WeightsError(
+            f"{root / TABLE}: cannot be read ({_reason(error)}); restore it with git"
+        ) from error
     return table
 
 
 def _read_table(weights_dir: Path) -> dict[str, Record]:
     path = weights_dir / TABLE
     try:
-        return {name: Record(**fields) for name, fields in json.loads(path.read_text()).items()}
+        return {name: _record_of(fields) for name, fields in read_object(path).items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{path}: cannot be read ({error}); delete it, and the files are recorded anew at their next use"
+            f"{path}: cannot be read ({_reason(error)}); delete it, and the files are recorded anew at their "
+            "next use"
         ) from error
+
+
+def _record_of(fields: object) -> Record:
+    types = get_type_hints(Record)
+    if not isinstance(fields, dict) or not {"sha256", "size", "mtime_ns", "ctime_ns"} <= set(fields) <= set(
+        types
+    ):
+        raise ValueError("holds something else than records of files")
+    if any(type(value) is not types[name] for name, value in fields.items()):
+        raise ValueError("holds a record of another shape")
+    return Record(**fields)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(error.strerror if isinstance(error, OSError) else error)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -27,6 +27,7 @@ from .checksums import Progress, file_sha256
 from .load import NamedTensors
 from .locate import describe_missing, files_of, is_complete, published_path, weight_paths
 from .registry import weight_file
+from .tensors import check_finite
 
 _SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -76,7 +77,10 @@ def convert(
             checksums.check(weights_dir, source)
         tensors = NamedTensors(published, key)
         if not tensors:
-            raise WeightsError(f"{published}: holds nothing of {file.purpose}; download it again")
+            raise WeightsError(
+                f"{published}: holds nothing of {file.purpose} under its published names (it has "
+                f"{tensors.held[0]} …); download it again"
+            )
         metadata = {
             "format": "pt",
             "dtype": str(dtype).removeprefix("torch."),
@@ -93,7 +97,7 @@ def convert(
             write_safetensors(written, tensors, dtype, metadata, key, progress)
             size = written.stat().st_size
         for part in files_of(file, target):  # replaces what was recorded of an earlier copy
-            checksums.record_sha256(weights_dir, part, file_sha256(part))
+            checksums.record_sha256(weights_dir, part, file_sha256(part), finite=True)
         source_size = sum(source.stat().st_size for source in sources)
         rows.append(Converted(key, target, metadata["dtype"], len(tensors), source_size, size))
     return rows
@@ -133,7 +137,9 @@ def write_safetensors(
             tensor = tensors[name]
             if not tensor.is_floating_point():
                 raise WeightsError(f"{label}: {name} holds {tensor.dtype} instead of numbers with a fraction")
-            raw = tensor.to(dtype).contiguous().reshape(-1).view(torch.uint8)
+            cast = tensor.to(dtype)
+            check_finite(label, name, tensor, cast)
+            raw = cast.contiguous().reshape(-1).view(torch.uint8)
             stream.write(raw.numpy().data)
             done += raw.numel()
             if progress is not None:
@@ -163,5 +169,8 @@ def _replacing(target: Path, is_folder: bool) -> Iterator[Path]:
 
 
 def _sha256(weights_dir: Path, path: Path) -> str:
-    checksums.record(weights_dir, [path])
-    return checksums.recorded_sha256(weights_dir, path) or file_sha256(path)
+    known = checksums.recorded_sha256(weights_dir, path)
+    if known is None:
+        known = file_sha256(path)
+        checksums.record_sha256(weights_dir, path, known)
+    return known

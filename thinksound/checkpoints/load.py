@@ -9,7 +9,9 @@ T5, and tables that are computed rather than loaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,8 +44,8 @@ from .locate import (
     single_file,
     weight_paths,
 )
-from .registry import weight_file
-from .tensors import open_tensors
+from .registry import WEIGHTS, weight_file
+from .tensors import check_finite, open_tensors
 
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
@@ -61,12 +63,23 @@ _LOOKS_LIKE = (
     ("encoder.block.", "T5 weights"),
 )
 
+# Parts of names that wrappers of modules add anywhere: torch.compile, data parallel training, Lightning,
+# FSDP, activation checkpointing. No network here has them.
+_TRANSPARENT = (
+    "_orig_mod",
+    "module",
+    "_forward_module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
+_LONGEST_PREFIX = 8  # parts of a name before the network's own
+
 
 def load_mmdit(weights_dir: Path, key: str, config: MMDiTConfig, dtype: torch.dtype) -> MMDiT:
     """The diffusion transformer, in evaluation mode on the CPU."""
     with torch.device("meta"):
         network = MMDiT(config)
-    return _load(network, weights_dir, key, locate(weights_dir, key, dtype), dtype)
+    return _load(network, weights_dir, key, _checked(weights_dir, key, dtype), dtype)
 
 
 def load_vae(
@@ -75,7 +88,7 @@ def load_vae(
     """The audio VAE, in evaluation mode on the CPU."""
     with torch.device("meta"):
         network = build_vae(config)
-    return _load(network, weights_dir, key, locate(weights_dir, key, dtype), dtype)
+    return _load(network, weights_dir, key, _checked(weights_dir, key, dtype), dtype)
 
 
 def load_synchformer(
@@ -84,7 +97,7 @@ def load_synchformer(
     """The visual tower of Synchformer, in evaluation mode on the CPU."""
     with torch.device("meta"):
         network = Synchformer(config)
-    return _load(network, weights_dir, key, locate(weights_dir, key, dtype), dtype)
+    return _load(network, weights_dir, key, _checked(weights_dir, key, dtype), dtype)
 
 
 def load_synchformer_offset(
@@ -93,12 +106,12 @@ def load_synchformer_offset(
     """Synchformer with its audio tower and offset head, in evaluation mode on the CPU."""
     with torch.device("meta"):
         network = SynchformerOffset(config)
-    return _load(network, weights_dir, key, locate(weights_dir, key, dtype), dtype)
+    return _load(network, weights_dir, key, _checked(weights_dir, key, dtype), dtype)
 
 
 def load_metaclip(weights_dir: Path, key: str, dtype: torch.dtype) -> MetaCLIP:
     """MetaCLIP and its tokenizer, in evaluation mode on the CPU."""
-    folder = locate(weights_dir, key, dtype)
+    folder = _checked(weights_dir, key, dtype)
     encoder = build_metaclip(folder)
     _load(encoder.model, weights_dir, key, folder, dtype)
     return encoder
@@ -106,7 +119,7 @@ def load_metaclip(weights_dir: Path, key: str, dtype: torch.dtype) -> MetaCLIP:
 
 def load_t5(weights_dir: Path, key: str, dtype: torch.dtype) -> T5Text:
     """The T5 encoder and its tokenizer, in evaluation mode on the CPU."""
-    folder = locate(weights_dir, key, dtype)
+    folder = _checked(weights_dir, key, dtype)
     encoder = build_t5(folder)
     _load(encoder.model, weights_dir, key, folder, dtype)
     return encoder
@@ -124,9 +137,7 @@ def load_file(network: Network, path: Path, key: str, dtype: torch.dtype) -> Net
     Raises:
         WeightsError: there is no such file, it is damaged, or it is of another network.
     """
-    expected = network.state_dict()
-    own_names = any(name in expected for name in open_tensors(path))
-    fill(network, NamedTensors(path, None if own_names else key), path, dtype)
+    fill(network, NamedTensors(path, key, network.state_dict()), path, dtype)
     return _frozen(network)
 
 
@@ -166,36 +177,58 @@ def locate(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
 
 def network_name(key: str, name: str) -> str | None:
     """The name inside its network of a tensor of the published file of ``key``; None if it is ignored."""
+    inner = name
     if key in ("thinksound_light", "thinksound"):
         bare = name.removeprefix("diffusion.")  # the trainer's prefix
         inner = bare.removeprefix("model.model.")
-        return None if inner == bare or inner in _COMPUTED_TABLES else inner
-    if key == "vae":
+        if inner == bare:
+            return None
+    elif key == "vae":
         inner = name.removeprefix("autoencoder.")
-        return None if inner == name else inner
+        if inner == name:
+            return None
+    # Bundled files, and Synchformer whole, use the network's own names.
+    return None if _is_ignored(key, inner) else inner
+
+
+def _is_ignored(key: str, inner: str) -> bool:
+    """Whether a tensor is of the published network of ``key`` but not of ours."""
+    if key in ("thinksound_light", "thinksound"):
+        return inner in _COMPUTED_TABLES
     if key == "synchformer":
-        return name if name.startswith("vfeat_extractor.") else None
+        return not inner.startswith("vfeat_extractor.")
     if key == "metaclip":
-        return None if name.endswith(".position_ids") else name
+        return inner.endswith(".position_ids")
     if key == "t5":
         # The encoder's embedding is the shared one, which is in every file.
-        ignored = not name.startswith(("shared.", "encoder.")) or name == "encoder.embed_tokens.weight"
-        return None if ignored else name
-    return name  # bundled files, and Synchformer whole, use the network's own names
+        return not inner.startswith(("shared.", "encoder.")) or inner == "encoder.embed_tokens.weight"
+    return False
 
 
 class NamedTensors(Mapping[str, Tensor]):
-    """The tensors of one or more files under the names of their network, mapped when looked up."""
+    """The tensors of one or more files under the names of their network, mapped when looked up.
 
-    def __init__(self, path: Path, published_key: str | None) -> None:
-        """``published_key``: whose published names the files use; None if they are the network's own."""
+    Published names are known. Those of a fine-tune are its network's own behind one prefix, whatever its
+    trainer put there; what stands outside of that prefix is ignored, as it is in the published files.
+    """
+
+    def __init__(
+        self, path: Path, published_key: str | None, expected: Collection[str] = frozenset()
+    ) -> None:
+        """
+        Args:
+            path: a file, or a folder with some.
+            published_key: whose published names the files may use; None if they are the network's own.
+            expected: the names inside the network, to find them behind other prefixes than the published.
+        """
         self.held: list[str] = []  # every name in the files, for messages
         self._found: dict[str, tuple[Mapping[str, Tensor], str]] = {}
-        for part in weight_paths(path):
-            tensors = open_tensors(part)
+        files = [(part, open_tensors(part)) for part in weight_paths(path)]
+        self.held = [name for _, tensors in files for name in tensors]
+        rename = _renaming(path, published_key, [_bare(name) for name in self.held], expected)
+        for part, tensors in files:
             for name in tensors:
-                self.held.append(name)
-                inner = name if published_key is None else network_name(published_key, name)
+                inner = rename(_bare(name))
                 if inner is None:
                     continue
                 if inner in self._found:
@@ -213,19 +246,72 @@ class NamedTensors(Mapping[str, Tensor]):
         return len(self._found)
 
 
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path, dtype: torch.dtype) -> None:
+def _bare(name: str) -> str:
+    """``name`` without what wrappers of modules add to it."""
+    parts = name.split(".")
+    return (
+        name if set(_TRANSPARENT).isdisjoint(parts) else ".".join(p for p in parts if p not in _TRANSPARENT)
+    )
+
+
+def _renaming(
+    path: Path, key: str | None, names: Sequence[str], expected: Collection[str]
+) -> Callable[[str], str | None]:
+    """How names in a file become names in its network; see `NamedTensors`."""
+    if key is None:
+        return lambda name: name
+    published = partial(network_name, key)
+    if not expected or any(published(name) in expected for name in names):
+        return published
+    counts: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        for start in range(min(len(parts), _LONGEST_PREFIX + 1)):
+            if ".".join(parts[start:]) in expected:
+                counts["".join(f"{part}." for part in parts[:start])] += 1
+    prefixes = [prefix for prefix, count in counts.items() if 2 * count >= len(expected)]
+    if len(prefixes) > 1:
+        shown = " and ".join(map(repr, prefixes))
+        raise WeightsError(
+            f"{path}: holds the network {len(prefixes)} times, under {shown}; save the one that is meant "
+            "in a file of its own"
+        )
+    if not prefixes:
+        return published
+    prefix = prefixes[0]
+    logger.info("%s: the names of its tensors stand behind %r", path, prefix)
+
+    def rename(name: str) -> str | None:
+        inner = name.removeprefix(prefix)
+        return None if not name.startswith(prefix) or _is_ignored(key, inner) else inner
+
+    return rename
+
+
+def fill(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    dtype: torch.dtype,
+    finite: bool = False,
+) -> None:
     """Put ``tensors`` into a network built on ``meta``, in ``dtype``; buffers that are not stored stay.
 
-    Raises `WeightsError` naming ``source`` for a tensor that is missing, left over, of another shape or
-    not of a floating-point type.
+    ``finite`` says that all their numbers are known to be. Raises `WeightsError` naming ``source`` for a
+    tensor that is missing, left over, of another shape, not of a floating-point type, or not finite.
     """
     what = type(network).__name__
     expected = network.state_dict()
     groups = _tied(network)
     supplied = {alias: name for name in tensors if name in expected for alias in groups.get(name, [name])}
     absent = [name for name in expected if name not in supplied]
+    held = tensors.held if isinstance(tensors, NamedTensors) else list(tensors)
+    if any("lora_" in name for name in held):
+        raise WeightsError(
+            f"{source}: a LoRA adapter, not whole weights; merge it into those that it was trained on with "
+            "`thinksound train merge`"
+        )
     if not supplied:
-        held = tensors.held if isinstance(tensors, NamedTensors) else list(tensors)
         raise WeightsError(
             f"{source}: holds nothing of {what}, it looks like {_looks_like(held)}; "
             "put the published file there"
@@ -246,6 +332,9 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path, dtype:
                 f"{source}: {name} holds {tensor.dtype} instead of numbers with a fraction; download it again"
             )
         cast[name] = tensor.to(dtype)
+        # The range of float16 is smaller than that of the other formats.
+        if not finite or (dtype == torch.float16 and tensor.dtype != torch.float16):
+            check_finite(str(source), name, tensor, cast[name])
     left_over = [name for name in tensors if name not in expected]
     if absent or left_over:
         parts = [f"{len(absent)} of {len(expected)} tensors are missing ({absent[0]} …)"] if absent else []
@@ -257,13 +346,22 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: Path, dtype:
     network.load_state_dict(cast, strict=True, assign=True)
 
 
+def _checked(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
+    """As `locate`, with every file of it checked against its record, before any is parsed."""
+    path = locate(weights_dir, key, dtype)
+    for part in files_of(weight_file(key), path):
+        checksums.check(weights_dir, part)
+    return path
+
+
 def _load(network: Network, weights_dir: Path, key: str, path: Path, dtype: torch.dtype) -> Network:
     file = weight_file(key)
     parts = files_of(file, path)
-    for part in parts:
-        checksums.check(weights_dir, part)
     own_names = path == weights_dir / file.converted_path
-    fill(network, NamedTensors(path, None if own_names else key), path, dtype)
+    tensors = NamedTensors(path, None if own_names else key, network.state_dict())
+    # Looked at once: it reads the file whole. Where one file serves two networks, its record is of one.
+    alone = sum(other.path == file.path for other in WEIGHTS.values()) == 1
+    fill(network, tensors, path, dtype, finite=alone and checksums.are_finite(weights_dir, parts))
     checksums.record(weights_dir, parts)
     logger.info("%s: %s in %s", path, type(network).__name__, dtype)
     return _frozen(network)

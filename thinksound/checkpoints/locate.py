@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import struct
+import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError, safe_open
 
 from ..errors import WeightsError
+from ..json_files import read_object
 from .registry import (
     TOKENIZERS,
     WEIGHT_LAYOUTS,
     WEIGHTS,
     WeightFile,
+    default_weights_dir,
     repository_weights_dir,
     weight_file,
     weight_files,
@@ -41,10 +44,13 @@ _DOWNLOAD = "run `thinksound weights download` (with --preset and --weights as h
 
 def describe_missing(weights_dir: Path, files: Iterable[WeightFile], remedy: str = _DOWNLOAD) -> str:
     """The message that says which files to put where; ``remedy`` names the command that fetches them."""
-    lines = [f"weights are missing in {weights_dir}:"]
+    files = list(files)
+    where = f"{weights_dir}" if weights_dir.is_dir() else f"{weights_dir} (no such folder)"
+    lines = [f"weights are missing in {where}:"]
+    bundled = [file for file in files if file.bundled]
     for file in files:
         if file.bundled:
-            lines.append(f"  {file.path}: comes with this project; restore it with git")
+            lines.append(f"  {file.path}: comes with this project")
         elif file.is_folder:
             absent = absent_parts(file, weights_dir / file.path)
             lines.append(
@@ -52,16 +58,32 @@ def describe_missing(weights_dir: Path, files: Iterable[WeightFile], remedy: str
             )
         else:
             lines.append(f"  {file.path}, from {file.repository} on the Hugging Face hub")
-    lines.append(f"{remedy}, or put them there by hand under these names")
+    if bundled:
+        here = repository_weights_dir()
+        lines.append(
+            "restore what comes with this project with git"
+            if weights_dir == here
+            else "to use what comes with this project, leave out --weights and THINKSOUND_WEIGHTS, or copy "
+            f"it from {here}"
+        )
+    if len(bundled) < len(files):
+        lines.append(f"{remedy}, or put them there by hand under these names")
     return "\n".join(lines)
 
 
 def published_path(weights_dir: Path, file: WeightFile) -> Path:
-    """Where ``file`` lies or belongs; bundled ones are also looked up in the checkout."""
+    """Where ``file`` lies or belongs.
+
+    Bundled ones are also looked up in the checkout, unless somebody named a folder for them: one that is
+    not the default, does not exist, or holds bundled files of its own. What was asked for is used or refused.
+    """
     path = weights_dir / file.path
-    if file.bundled and not path.exists():
-        return repository_weights_dir() / file.path
-    return path
+    if not file.bundled or path.exists() or weights_dir != default_weights_dir():
+        return path
+    bundle = weights_dir / PurePosixPath(file.path).parts[0]
+    if os.environ.get("THINKSOUND_WEIGHTS") and (bundle.exists() or not weights_dir.is_dir()):
+        return path
+    return repository_weights_dir() / file.path
 
 
 def is_complete(file: WeightFile, path: Path) -> bool:
@@ -100,15 +122,17 @@ def shards_of(index: Path) -> set[str]:
     """
     shard = dict(WEIGHT_LAYOUTS)[index.name]
     try:
-        names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        names = read_object(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError("no weight_map of file names")
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{index}: not an index of weights ({error}); download it again") from error
-    for name in sorted(names):
+    for name in sorted(set(names.values())):
         if shard is None or not shard.fullmatch(name):
             raise WeightsError(
                 f"{index}: refers to {name[:100]!r}, which is no shard of it; download it again"
             )
-    return names
+    return set(names.values())
 
 
 def files_of(file: WeightFile, path: Path) -> list[Path]:
@@ -141,14 +165,11 @@ def present_files(weights_dir: Path) -> list[Path]:
 def read_metadata(path: Path) -> dict[str, str]:
     """The free text fields in the header of a safetensors file."""
     try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            metadata: dict[str, str] = json.loads(stream.read(min(length, 100_000_000))).get(
-                "__metadata__", {}
-            )
-    except (OSError, ValueError, struct.error, AttributeError) as error:
+        with safe_open(path, framework="np") as file:
+            metadata: dict[str, str] | None = file.metadata()
+    except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: damaged ({error}); convert it again") from error
-    return metadata
+    return metadata or {}
 
 
 def _names(folder: Path) -> set[str]:

@@ -223,7 +223,7 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
         self.copied = 0  # items that were gone through a second time
 
-    def step(self, name: str, argument: Any, position: int) -> None:
+    def step(self, name: str, argument: Any, position: int | None) -> None:
         """Carry out one instruction, which stands at ``position``."""
         if name in _LITERALS:
             self.stack.append(argument)
@@ -232,7 +232,7 @@ class _Machine:
         elif name in _TUPLES:
             self._tuple(_TUPLES[name])
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self._put(argument, position)
+            self._put(argument, position or 0)
         elif name == "MEMOIZE":
             self.memo.append(self.stack[-1])
         elif name in ("BINGET", "LONG_BINGET", "GET"):

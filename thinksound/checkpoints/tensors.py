@@ -14,6 +14,7 @@ optimiser state above all, is never read from the disk.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import struct
 import zipfile
@@ -27,6 +28,9 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from .pickles import LARGEST_PICKLE, PICKLE_ERRORS, Storage, View, read_pickle
+
+_LONGEST_NAME = 500
+_MOST_REPEATED = 8  # times that the tensors of a file may be as large as the file: some share their numbers
 
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
@@ -45,12 +49,39 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
             f"{path}: cannot be read ({error.strerror}); see `thinksound weights download`"
         ) from error
     if head.startswith(b"PK\x03\x04"):
-        return _open_zip(path)
-    if head.startswith(b"\x80"):
-        return _open_legacy(path)
-    if len(head) > 8 and head[8:9] == b"{":
-        return _open_safetensors(path)
-    raise WeightsError(f"{path}: {_describe(head)}, not a weight file; download it again")
+        tensors = _open_zip(path)
+    elif head.startswith(b"\x80"):
+        tensors = _open_legacy(path)
+    elif len(head) > 8 and head[8:9] == b"{":
+        tensors = _open_safetensors(path)
+    else:
+        raise WeightsError(f"{path}: {_describe(head)}, not a weight file; download it again")
+    for name in tensors:  # messages show them
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise WeightsError(f"{path}: damaged, it names a tensor {name[:20]!a}…; download it again")
+    return tensors
+
+
+def check_finite(source: str, name: str, tensor: Tensor, cast: Tensor) -> None:
+    """Raise `WeightsError` if a number of ``tensor``, or of what it was ``cast`` to, is not finite."""
+    if _is_finite(cast):
+        return
+    if cast.dtype != tensor.dtype and _is_finite(tensor.double()):
+        kind = str(cast.dtype).removeprefix("torch.")
+        raise WeightsError(
+            f"{source}: {name} holds numbers that are too large for {kind}; choose another dtype"
+        )
+    raise WeightsError(
+        f"{source}: {name} holds NaN or infinite numbers, as from training that diverged; give other "
+        "weights, or download the file again"
+    )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # one pass without a copy; NaN comes through
+    return bool(low.isfinite() and high.isfinite())
 
 
 def _describe(head: bytes) -> str:
@@ -152,6 +183,9 @@ class _PickledFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, content: object, places: Mapping[str, tuple[int, int]]) -> None:
         self._views = _named_views(path, content)
+        size = sum(math.prod(view.shape) * view.dtype.itemsize for view in self._views.values())
+        if size > _MOST_REPEATED * path.stat().st_size + (1 << 26):
+            raise WeightsError(f"{path}: damaged, its tensors share their numbers; download it again")
         self._path = path
         self._places = places
         self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from ..media.frames import normalize_clip
-from .pretrained import check_folder, check_vocabulary, tokenize
+from .pretrained import check_folder, check_vocabulary, described_by, tokenize
 
 # ViT-H/14 as published, as far as it differs from the defaults of transformers.
 PUBLISHED_CONFIG: dict[str, Any] = {
@@ -97,9 +97,10 @@ def build_metaclip(folder: Path) -> MetaCLIP:
 
     Raises WeightsError if the folder does not hold a CLIP configuration and tokenizer.
     """
-    check_folder(folder, "clip", TOKENIZER_FILES)
-    config = CLIPConfig.from_pretrained(folder, local_files_only=True, attn_implementation="sdpa")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    model = build_network(config)
+    description = check_folder(folder, "clip", TOKENIZER_FILES)
+    with described_by(folder / "config.json"):
+        model = build_network(CLIPConfig.from_dict(description, attn_implementation="sdpa"))
+    with described_by(folder):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     check_vocabulary(folder, tokenizer, model.text_model.embeddings.token_embedding)
     return MetaCLIP(model, tokenizer)

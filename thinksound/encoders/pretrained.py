@@ -6,9 +6,10 @@ fetched here, and the weights themselves are filled in by ``thinksound.checkpoin
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,27 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import MMDiTConfig
 from ..errors import WeightsError
+from ..json_files import read_object
 
 TEXT_LENGTH = MMDiTConfig.text_length  # tokens of a text, start, end and padding included
 
 
-def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[str]]) -> None:
+# What a description may ask for: the largest networks of these families have a tenth of it. Sizes that are
+# too large would be allocated, or take hours, before the weights show that they are not these.
+_MOST_LAYERS = 1000
+_LARGEST_SIZE = 1 << 20
+_LARGEST_IMAGE = 1024  # pixels a side
+_LARGEST_TOKENIZER = 1 << 26  # bytes
+
+_PROBE = "A dog barks 3 times; \u732b \u043a\u043e\u0442."  # letters, digits and what no vocabulary may have
+
+
+def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Make sure that ``folder`` describes a network of ``model_type`` and has a tokenizer.
 
     tokenizers: sets of files of which one must be there in full; empty for a network that reads no text.
         Without this check transformers would quietly give an empty vocabulary.
-    Raises WeightsError.
+    Returns the description, whose numbers are of a possible size. Raises WeightsError.
     """
     config = folder / "config.json"
     if not config.is_file():
@@ -33,30 +45,98 @@ def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[st
             f"{config}: file not found; run `thinksound weights download` or copy the folder whole"
         )
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+        description = read_object(config)
+        _check_sizes(description)
+    except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{config}: not a network description ({error!r}); download the file again"
+            f"{config}: not a network description ({error}); download the file again"
         ) from error
+    found = description.get("model_type")
     if found != model_type:
+        shown = repr(found) if isinstance(found, str) and len(found) < 40 else "nameless"
         raise WeightsError(
-            f"{config}: describes a {found!r} network, {model_type!r} is needed; check the folder"
+            f"{config}: describes a {shown} network, {model_type!r} is needed; check the folder"
         )
-    if tokenizers and not any(all((folder / name).is_file() for name in names) for names in tokenizers):
-        wanted = " or ".join(" with ".join(names) for names in tokenizers)
-        raise WeightsError(f"{folder}: no tokenizer; {wanted} is needed, run `thinksound weights download`")
+    if tokenizers:
+        if not any(all((folder / name).is_file() for name in names) for names in tokenizers):
+            wanted = " or ".join(" with ".join(names) for names in tokenizers)
+            raise WeightsError(
+                f"{folder}: no tokenizer; {wanted} is needed, run `thinksound weights download`"
+            )
+        for name in _TOKENIZER_OBJECTS:
+            path = folder / name
+            try:
+                if path.is_file():
+                    read_object(path, _LARGEST_TOKENIZER)
+            except (OSError, ValueError) as error:
+                raise WeightsError(
+                    f"{path}: not part of a tokenizer ({error}); download the file again"
+                ) from error
+    return description
+
+
+# Read by transformers with Python's json, which follows any nesting and takes any type.
+_TOKENIZER_OBJECTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+
+
+def _check_sizes(value: object, name: str = "") -> None:
+    """Raise ValueError for a number that no network of these families has; ``name`` is its key."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_sizes(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_sizes(inner, name)
+    elif isinstance(value, int):
+        most = _LARGEST_SIZE
+        if "layers" in name or "depth" in name:
+            most = _MOST_LAYERS
+        elif name == "image_size":
+            most = _LARGEST_IMAGE
+        if abs(value) > most:
+            raise ValueError(f"{name[:40]} is {value:.3g}, {most} is the most")
+
+
+@contextmanager
+def described_by(source: Path) -> Iterator[None]:
+    """Turn what transformers, tokenizers and sentencepiece raise for the content of ``source`` into words.
+
+    Only their code may run inside. It checks little of what it reads, so damage surfaces as any exception,
+    and as a panic of the Rust part, which is no `Exception`.
+    """
+    try:
+        yield
+    except (MemoryError, WeightsError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
+        raise WeightsError(f"{source}: damaged or of another kind ({reason}); download it again") from error
 
 
 def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, embedding: nn.Embedding) -> None:
-    """Make sure that the network has a vector for every token of its tokenizer.
+    """Make sure that the tokenizer works, and that the network has a vector for every token of it.
 
     Raises WeightsError.
     """
-    if len(tokenizer) > embedding.num_embeddings:
+    with described_by(folder):
+        count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    if count > embedding.num_embeddings:
         raise WeightsError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the network {embedding.num_embeddings}; "
+            f"{folder}: the tokenizer has {count} tokens, the network {embedding.num_embeddings}; "
             "they belong to different networks, download the folder again"
         )
+    with described_by(folder):
+        ids, _ = tokenize(tokenizer, _PROBE, torch.device("cpu"))
+    if ids.shape != (1, TEXT_LENGTH) or not 0 <= int(ids.min()) <= int(ids.max()) < embedding.num_embeddings:
+        raise WeightsError(f"{folder}: the tokenizer gives impossible tokens; download the folder again")
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Tokenizer
 
-from .pretrained import check_folder, check_vocabulary, tokenize
+from .pretrained import check_folder, check_vocabulary, described_by, tokenize
 
 # T5-v1.1-XL as published, as far as it differs from the defaults of transformers.
 PUBLISHED_CONFIG: dict[str, Any] = {
@@ -75,9 +75,10 @@ def build_t5(folder: Path) -> T5Text:
 
     Raises WeightsError if the folder does not hold a T5 configuration and tokenizer.
     """
-    check_folder(folder, "t5", TOKENIZER_FILES)
-    config = T5Config.from_pretrained(folder, local_files_only=True, attn_implementation="eager")
-    tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
-    model = build_network(config)
+    description = check_folder(folder, "t5", TOKENIZER_FILES)
+    with described_by(folder / "config.json"):
+        model = build_network(T5Config.from_dict(description, attn_implementation="eager"))
+    with described_by(folder):
+        tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
     check_vocabulary(folder, tokenizer, model.shared)
     return T5Text(model, tokenizer)

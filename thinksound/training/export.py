@@ -157,13 +157,12 @@ def _link_others(preset: Preset, kind: str, source: Path, output: Path) -> list[
     """Make the preset's other networks available in ``output``; returns what could not be done."""
     keys = [key for network, key in preset.weights.items() if network != kind]
     for file in map(weight_file, keys):
-        names = (file.path, file.converted_path)
-        if any(is_complete(file, output / name) for name in names):
+        sources = {file.path: published_path(source, file), file.converted_path: source / file.converted_path}
+        if any(is_complete(file, output / name) for name in sources):
             continue
-        for name in names:
-            there = (source / name).absolute()
-            # What comes with this project is found without a link.
-            if is_complete(file, there) and there.resolve() != published_path(output, file).resolve():
+        for name, there in sources.items():
+            there = there.absolute()
+            if is_complete(file, there):
                 try:
                     _link(there, output / name, each_file=file.bundled)
                 except OSError as error:
