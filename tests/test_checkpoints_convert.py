@@ -173,6 +173,21 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
     assert not (folder / "converted").exists()
 
 
+def test_numbers_that_are_not_finite_and_views_that_repeat_are_not_converted(tmp_path: Path) -> None:
+    name = "autoencoder.decoder.layers.0.bias"
+    numbers = torch.ones(1000, 1000)
+    for tensors, words in (
+        ({name: torch.full((3,), float("nan"))}, "vae: decoder.layers.0.bias holds NaN or infinite"),
+        ({name: torch.ones(1).expand(40_000, 40_000)}, "repeats its numbers"),
+        ({f"autoencoder.{number}": numbers for number in range(100)}, "share their numbers"),
+    ):
+        published.save({"state_dict": tensors}, tmp_path / "vae.ckpt")
+        with pytest.raises(WeightsError, match=words):
+            convert(tmp_path, ["vae"], {})
+        (tmp_path / checksums.TABLE).unlink(missing_ok=True)
+    assert not list((tmp_path / "converted").glob("*"))
+
+
 def test_conversion_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     """120 MB become 60 MB while the process grows by less than 30 MB beyond the pages of the file."""
     maps = Path("/proc/self/status")

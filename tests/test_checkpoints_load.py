@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,15 +11,17 @@ from pathlib import Path
 import published
 import pytest
 import torch
-from published import KEYS, assert_holds, load_network, tensors_of
+from published import KEYS, assert_holds, load_network, overwrite, tensors_of
+from reference import SMALL_MMDIT
 from torch import Tensor
 
 from thinksound.checkpoints import checksums
-from thinksound.checkpoints.load import load_mmdit, load_t5, locate
+from thinksound.checkpoints.load import load_file, load_mmdit, load_t5, locate
 from thinksound.checkpoints.locate import missing
 from thinksound.checkpoints.registry import WEIGHTS, default_weights_dir, weight_file
 from thinksound.config import MMDiTConfig
 from thinksound.errors import WeightsError
+from thinksound.models.mmdit import MMDiT
 
 # --- what loads --------------------------------------------------------------------------------------
 
@@ -88,6 +91,60 @@ def test_changing_a_loaded_network_leaves_the_file_alone(tmp_path: Path) -> None
     assert (folder / "vae.ckpt").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *(
+            "module.",
+            "_orig_mod.",
+            "model.",
+            "ema.",
+            "",
+            "model.module._orig_mod.",
+            "base.net.",
+            "student.dit.",
+        ),
+        *("_orig_mod.model.model.", "diffusion.model.model._orig_mod.", "module.diffusion.model.model."),
+    ],
+)
+def test_a_fine_tune_loads_behind_the_prefix_that_its_trainer_put_there(tmp_path: Path, prefix: str) -> None:
+    wanted = tensors_of("thinksound_light")
+    path = tmp_path / "thinksound_light.ckpt"
+    others = {"loss.weight": torch.ones(3)} if prefix.endswith((".dit.", "model.")) else {}
+    published.save({prefix + name: value for name, value in wanted.items()} | others, path)
+    assert_holds(load_network(tmp_path, "thinksound_light"), wanted)
+    checkpoint = tmp_path / "fine-tune.pt"
+    published.save(
+        {"epoch": 3, "state_dict": {prefix + name: value for name, value in wanted.items()}}, checkpoint
+    )
+    with torch.device("meta"):
+        network = MMDiT(SMALL_MMDIT)
+    assert_holds(load_file(network, checkpoint, "thinksound", torch.float32), wanted)
+
+
+@pytest.mark.parametrize("key", ["vae", "t5", "metaclip", "synchformer"])
+def test_other_networks_load_behind_a_wrapper_too(tmp_path: Path, key: str) -> None:
+    folder = published.copies(tmp_path, key)
+    path = folder / weight_file(key).path
+    for weights in path.glob("*.safetensors") if path.is_dir() else ():
+        weights.unlink()
+    path = path / "pytorch_model.bin" if path.is_dir() else path
+    for wrap in ("module.", "model.", "_orig_mod.net."):
+        published.save({wrap + name: value for name, value in tensors_of(key).items()}, path)
+        assert_holds(load_network(folder, key), tensors_of(key))
+        (folder / checksums.TABLE).unlink()
+
+
+@pytest.mark.parametrize("key", ["model", "module", "model_state_dict", "ema", "state_dict"])
+def test_a_fine_tune_loads_from_what_its_trainer_wrapped_around_it(tmp_path: Path, key: str) -> None:
+    state = {f"module.{name}": value for name, value in tensors_of("thinksound_light").items()}
+    optimiser = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
+    for content in ({key: state, "optimizer": optimiser}, {"model": {key: state}}):
+        published.save(content, tmp_path / "thinksound_light.ckpt")
+        assert_holds(load_network(tmp_path, "thinksound_light"), tensors_of("thinksound_light"))
+        (tmp_path / checksums.TABLE).unlink()
+
+
 # --- what is refused -----------------------------------------------------------------------------------
 
 
@@ -132,6 +189,66 @@ def test_whole_numbers_are_refused(tmp_path: Path) -> None:
 def test_a_tensor_under_both_of_its_names_is_refused(tmp_path: Path) -> None:
     message = changed(tmp_path, lambda tensors: tensors.update({f"diffusion.{FIRST}": tensors[FIRST]}))
     assert "audio_input_proj.0.bias is there twice" in message
+
+
+def test_what_is_behind_a_prefix_must_be_whole_and_the_only_one(tmp_path: Path) -> None:
+    def message(tensors: object) -> str:
+        published.save(tensors, tmp_path / "thinksound_light.ckpt")
+        return refused(tmp_path, "thinksound_light")
+
+    wanted = tensors_of("thinksound_light")
+    state = {f"net.{name}": value for name, value in wanted.items()}
+    first = next(iter(state))
+    assert f"1 of {len(wanted)} tensors are missing" in message(
+        {n: v for n, v in state.items() if n != first}
+    )
+    assert "1 do not belong to it (more.weight …)" in message(state | {"net.more.weight": torch.ones(2)})
+    averages = {f"ema.{name}": value for name, value in wanted.items()}
+    assert "holds the network 2 times, under 'net.' and 'ema.'" in message(state | averages)
+    assert "several sets of weights (model, ema)" in message({"model": wanted, "ema": wanted})
+
+
+def test_what_is_no_network_is_named(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(network.parameters()).state_dict()
+    adapter = {f"base_model.model.{FIRST}.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    for content, words in (
+        (optimiser, "the state of an optimiser"),
+        ({"optimizer": optimiser, "epoch": 3}, "the state of an optimiser"),
+        (adapter, "a LoRA adapter, not whole weights; merge it"),
+        ({"a\x1b[2J": torch.ones(2)}, r"names a tensor 'a\x1b[2J'"),
+    ):
+        published.save(content, tmp_path / "thinksound_light.ckpt")
+        assert words in refused(tmp_path, "thinksound_light")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    message = changed(tmp_path, lambda tensors: tensors[FIRST].view(-1)[5:6].fill_(value))
+    assert "thinksound_light.ckpt: audio_input_proj.0.bias holds NaN or infinite numbers" in message
+
+
+def test_numbers_too_large_for_a_number_format_are_refused_for_that_one(tmp_path: Path) -> None:
+    tensors = published.mmdit_tensors()
+    tensors[FIRST][5] = 1e5
+    published.save(tensors, tmp_path / "thinksound_light.ckpt")
+    for _ in range(2):  # also once the file is known to be finite
+        with pytest.raises(WeightsError, match=r"0\.bias holds numbers too large for float16"):
+            load_network(tmp_path, "thinksound_light", torch.float16)
+        load_network(tmp_path, "thinksound_light", torch.bfloat16)
+
+
+def test_that_numbers_are_finite_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    folder = published.copies(tmp_path, "vae")
+    checksums.verify(folder)  # knows the hash alone
+    load_network(folder, "vae")
+    assert checksums.are_finite(folder, [folder / "vae.ckpt"])
+    tensors = published.vae_tensors()
+    next(iter(tensors.values())).fill_(float("nan"))
+    published.save({"state_dict": tensors}, folder / "vae.ckpt")
+    checksums.verify(folder, accept=True)
+    with pytest.raises(WeightsError, match="NaN"):
+        load_network(folder, "vae")
 
 
 def test_weights_of_another_size_name_both_sizes(tmp_path: Path) -> None:
@@ -215,6 +332,99 @@ def test_an_unknown_key_lists_the_known_ones(tmp_path: Path) -> None:
         WeightsError, match="thinksound_medium: no such weights; known are thinksound_light, "
     ):
         locate(tmp_path, "thinksound_medium", torch.float32)
+
+
+# --- configuration and tokenizer ---------------------------------------------------------------------
+
+T5, CLIP = "t5-v1_1-xl", "metaclip-h14-fullcc2.5b"
+NO_JSON = (
+    b"",
+    b"[]",
+    b"3",
+    b'{"a": NaN}',
+    b"[" * 200_000,
+    b'{"a":' * 200_000,
+    b"\xff\xfe{\0}\0",
+    b"1" * 6000,
+)
+
+
+def config_with(folder: Path, **changes: object) -> bytes:
+    return json.dumps(json.loads((folder / "config.json").read_text()) | changes).encode()
+
+
+def test_damaged_configuration_and_tokenizer_files_are_named(tmp_path: Path) -> None:
+    for key, name in (("t5", T5), ("metaclip", CLIP)):
+        folder = published.copies(tmp_path, key)
+        for path in sorted((folder / name).glob("*")):
+            if path.suffix in (".bin", ".safetensors") or path.name == "preprocessor_config.json":
+                continue  # weights, and what only the evaluation's networks need
+            good = path.read_bytes()
+            contents = NO_JSON if path.suffix == ".json" else (b"", b"\xff" * 500, good[: len(good) // 2])
+            if path.name in ("vocab.json", "merges.txt"):
+                contents = () if path.suffix == ".txt" else NO_JSON  # tokenizer.json is used instead
+            for content in contents:
+                path.write_bytes(content)
+                assert f"{folder / name}" in refused(folder, key)
+            path.write_bytes(good)
+        load_network(folder, key)
+        (folder / checksums.TABLE).unlink()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"d_model": 10**9},
+        {"num_layers": 10**6},
+        {"vocab_size": 10**30},
+        {"d_kv": "64"},
+        {"d_ff": None},
+        {"num_heads": 0},
+        {"feed_forward_proj": "nonsense", "dense_act_fn": "nonsense"},
+        {"layer_norm_epsilon": []},
+        {"model_type": ["t5"]},
+        {"model_type": "x" * 5000},
+    ],
+)
+def test_a_configuration_of_no_possible_network_is_refused(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    folder = published.copies(tmp_path, "t5")
+    (folder / T5 / "config.json").write_bytes(config_with(folder / T5, **changes))
+    message = refused(folder, "t5")
+    assert f"{folder / T5}" in message and len(message) < 500
+
+
+def test_a_picture_size_beyond_memory_is_refused(tmp_path: Path) -> None:
+    folder = published.copies(tmp_path, "metaclip")
+    content = {"image_size": 1 << 20, "patch_size": 1}
+    (folder / CLIP / "config.json").write_bytes(config_with(folder / CLIP, vision_config=content))
+    assert "config.json: not a network description (image_size is 1.05e+06" in refused(folder, "metaclip")
+
+
+def test_a_changed_configuration_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    folder = published.copies(tmp_path, "t5")
+    load_network(folder, "t5")
+    for name in ("config.json", "tokenizer_config.json", "spiece.model"):
+        good = (folder / T5 / name).read_bytes()
+        overwrite(folder / T5 / name, b"{")
+        with pytest.raises(WeightsError, match=f"{name}: changed since first use"):
+            load_network(folder, "t5")
+        overwrite(folder / T5 / name, good)
+
+
+def test_a_folder_that_names_code_runs_none(tmp_path: Path) -> None:
+    folder = published.copies(tmp_path, "metaclip")
+    code = {
+        "auto_map": {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", "evil.T"]},
+        "trust_remote_code": True,
+    }
+    (folder / CLIP / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w'); C = T = dict")
+    for name in ("config.json", "tokenizer_config.json"):
+        described = json.loads((folder / CLIP / name).read_text())
+        (folder / CLIP / name).write_text(json.dumps(described | code))
+    load_network(folder, "metaclip")
+    assert not (tmp_path / "run").exists()
 
 
 # --- the folder ----------------------------------------------------------------------------------------

@@ -68,9 +68,7 @@ def check_finite(source: str, name: str, tensor: Tensor, cast: Tensor) -> None:
         return
     if cast.dtype != tensor.dtype and _is_finite(tensor.double()):
         kind = str(cast.dtype).removeprefix("torch.")
-        raise WeightsError(
-            f"{source}: {name} holds numbers that are too large for {kind}; choose another dtype"
-        )
+        raise WeightsError(f"{source}: {name} holds numbers too large for {kind}; choose another --dtype")
     raise WeightsError(
         f"{source}: {name} holds NaN or infinite numbers, as from training that diverged; give other "
         "weights, or download the file again"

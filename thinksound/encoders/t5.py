@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Tokenizer
@@ -79,6 +80,8 @@ def build_t5(folder: Path) -> T5Text:
     with described_by(folder / "config.json"):
         model = build_network(T5Config.from_dict(description, attn_implementation="eager"))
     with described_by(folder):
+        if not (folder / "tokenizer.json").is_file():  # else transformers makes an empty vocabulary of damage
+            SentencePieceProcessor(model_file=str(folder / "spiece.model"))
         tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
     check_vocabulary(folder, tokenizer, model.shared)
     return T5Text(model, tokenizer)

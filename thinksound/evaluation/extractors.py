@@ -19,6 +19,7 @@ from ..checkpoints import checksums
 from ..checkpoints.load import locate
 from ..checkpoints.locate import files_of
 from ..checkpoints.registry import weight_file
+from ..checkpoints.tensors import check_finite
 from ..encoders.pretrained import check_folder
 from ..errors import WeightsError
 
@@ -67,12 +68,12 @@ def load_pretrained(
     """
     file = weight_file(key)
     folder = locate(weights_dir, key, torch.float32)
-    check_folder(folder, model_type, tokenizers)
-    if not (folder / FEATURES).is_file():
-        raise WeightsError(f"{folder}: no {FEATURES}; download the folder whole")
     parts = files_of(file, folder)
     for part in parts:
         checksums.check(weights_dir, part)
+    check_folder(folder, model_type, tokenizers)
+    if not (folder / FEATURES).is_file():
+        raise WeightsError(f"{folder}: no {FEATURES}; download the folder whole")
     try:
         with _quiet():
             loaded: Any = model.from_pretrained(
@@ -102,6 +103,8 @@ def load_pretrained(
             f"{folder}: not the weights of this {model.__name__} ({wrong[0]}, {len(wrong)} in all); "
             "download the folder again"
         )
+    for name, parameter in network.named_parameters():
+        check_finite(str(folder), name, parameter, parameter)
     checksums.record(weights_dir, parts)
     return folder, network.requires_grad_(False).eval()
 
