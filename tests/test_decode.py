@@ -454,7 +454,7 @@ def test_a_size_that_changes_is_followed(tmp_path: Path) -> None:
     joined = tmp_path / "joined.h264"
     joined.write_bytes(small.read_bytes() + large.read_bytes())
     video = decode_video(joined)
-    assert not video.timeline.constant_size
+    assert not video.timeline.constant_shape
     assert numbers(video.sync_frames) == [*range(25), *range(24), 23]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from av.sidedata.sidedata import Type as SideData
 
 from thinksound.errors import MediaError, OutputError
 from thinksound.media.decode import DecodedVideo, decode_video
-from thinksound.media.mux import MuxResult, _decoding_times, _output_time_base, _PacketTimes, mux
+from thinksound.media.mux import MuxResult, _decoding_times, _output_time_base, mux
 from thinksound.rates import MAX_DURATION_S, audio_sample_count
 
 CLIPS = sorted(path.name for path in (Path(__file__).parent / "parity" / "features" / "clips").iterdir())
@@ -418,7 +419,7 @@ def test_interlaced_pictures_of_changing_size_are_all_kept(tmp_path: Path) -> No
     parts = [interlaced(tmp_path / f"{side}.h264", (side, side)) for side in (64, 128)]
     (tmp_path / "joined.h264").write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
     video = decode_video(tmp_path / "joined.h264")
-    assert video.frame_count == 50 and not video.timeline.constant_size
+    assert video.frame_count == 50 and not video.timeline.constant_shape
     muxed(video, tmp_path / "out.mp4")
     check_picture(tmp_path / "out.mp4", video)
     assert combing(tmp_path / "out.mp4", 40) < 15
@@ -461,24 +462,39 @@ def test_a_clock_too_fine_for_mp4_is_coarsened() -> None:
     assert _output_time_base(Fraction(1, 10**9)) == Fraction(1, 90_000)
 
 
-def test_decoding_times_are_stored_ones_or_none_too_late() -> None:
-    shown = [0, 40, 160, 80, 120, 320, 200, 240, 280]  # in the order of decoding
-    stored = [-80, -40, 0, 40, 80, 120, 160, 200, 240]
-    assert decoding_times(shown, stored) == stored
-    for unusable in (
-        [None, None, *stored[2:]],
-        stored[::-1],
-        [400, *stored[1:]],
-        [time + 60 for time in stored],
-    ):
-        times = decoding_times(shown, unusable)
-        assert times == sorted(set(times))
-        assert all(decoded <= shown for decoded, shown in zip(times, shown, strict=True))
-        assert times[0] >= -160
+SHOWN = [0, 40, 160, 80, 120, 320, 200, 240, 280]  # in the order of decoding
+STORED = [-80, -40, 0, 40, 80, 120, 160, 200, 240]
 
 
-def decoding_times(shown: list[int], stored: Sequence[int | None]) -> list[int]:
-    return _decoding_times([_PacketTimes(pts, dts) for pts, dts in zip(shown, stored, strict=True)])
+def test_decoding_times_are_the_stored_ones_where_these_are_usable() -> None:
+    assert _decoding_times(SHOWN, STORED, 360, 1) == [*STORED, 280]
+
+
+@pytest.mark.parametrize(
+    "stored", [[None, None, *STORED[2:]], STORED[::-1], [400, *STORED[1:]], [time + 60 for time in STORED]]
+)
+@pytest.mark.parametrize(
+    "shown, end",
+    [
+        (SHOWN, 360),
+        (SHOWN, 325),  # a cut within the last frame
+        (SHOWN, 2000),  # the last frame stays
+        ([time + 500 * (time >= 280) for time in SHOWN], 2000),  # a pause before the last two
+        ([time + 500 * (time >= 160) for time in SHOWN], 860),
+        ([time + 500 * (time >= 40) for time in SHOWN], 860),
+        ([0, 160, 40, 80, 120, 3000, 2990], 3010),
+    ],
+)
+def test_decoding_times_are_none_too_late_and_as_long_as_the_video(
+    shown: list[int], end: int, stored: list[int | None]
+) -> None:
+    times = _decoding_times(shown, stored[: len(shown)], end, 1)
+    assert times == sorted(set(times)) and len(times) == len(shown) + 1
+    assert all(decoded <= pts for decoded, pts in zip(times, shown, strict=False))
+    assert times[0] >= -160
+    assert times[-1] - times[0] == end
+    durations = [after - time for time, after in pairwise(times)]
+    assert max(pts + duration for pts, duration in zip(shown, durations, strict=True)) == end
 
 
 def test_hidden_pictures_stay_hidden(tmp_path: Path) -> None:
@@ -524,12 +540,13 @@ def test_a_damaged_video_is_encoded_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, codec, pixel_format, sizes, final",
     [
-        ("clip.h264", "libx264", "yuv420p", [(64, 64), (128, 96)], (64, 64)),
-        ("clip.mjpeg", "mjpeg", "yuvj420p", [(63, 47), (128, 96)], (64, 48)),
+        ("clip.h264", "libx264", "yuv420p", [(64, 64), (128, 96)], (128, 96)),
+        ("clip.h264", "libx264", "yuv420p", [(128, 64), (64, 128)], (128, 128)),
+        ("clip.mjpeg", "mjpeg", "yuvj420p", [(63, 47), (128, 96)], (128, 96)),
         ("clip.mjpeg", "mjpeg", "yuvj420p", [(128, 96), (63, 47)], (128, 96)),
     ],
 )
-def test_a_size_that_changes_is_brought_to_that_of_the_first_picture(
+def test_a_size_that_changes_is_brought_to_one_that_loses_no_detail(
     tmp_path: Path,
     name: str,
     codec: str,
@@ -543,15 +560,24 @@ def test_a_size_that_changes_is_brought_to_that_of_the_first_picture(
     ]
     path.write_bytes(b"".join(parts))
     video = decode_video(path)
-    reason = (
-        "the size of the pictures changes" if codec == "libx264" else "MP4 is not made for mjpeg pictures"
+    (width, height), (later_width, later_height) = sizes
+    said = (
+        f"the frame size changes ({width}x{height}, {later_width}x{later_height}); "
+        f"all frames are scaled to fit {final[0]}x{final[1]}"
     )
-    assert muxed(video, tmp_path / "out.mp4").reason == reason
+    mjpeg = "" if codec == "libx264" else "MP4 is not made for mjpeg pictures; "
+    assert muxed(video, tmp_path / "out.mp4").reason == mjpeg + said
     again = check_picture(tmp_path / "out.mp4", video)
-    assert again.timeline.constant_size and (again.info.width, again.info.height) == final
+    assert again.timeline.constant_shape and (again.info.width, again.info.height) == final
     with av.open(tmp_path / "out.mp4") as container:
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert [make.number_of(picture) for picture in pictures] == [*range(25), *range(25)]
+    for index, picture in enumerate(pictures):
+        width, height = sizes[index // 25]
+        scale = min(final[0] / width, final[1] / height)
+        left, top = (round(final[0] - width * scale) // 2, round(final[1] - height * scale) // 2)
+        assert make.number_of(picture[top : final[1] - top, left : final[0] - left]) == index % 25
+        assert picture[: max(top - 1, 0)].max(initial=0) < 40  # black borders
+        assert picture[:, : max(left - 1, 0)].max(initial=0) < 40
 
 
 def test_metadata_is_read_back(clips: Path, tmp_path: Path) -> None:

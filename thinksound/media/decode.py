@@ -53,12 +53,13 @@ from ..rates import (
 from .editlist import edit_list_end
 from .frames import IMAGE_SIZE, clip_pixels, sync_pixels
 from .probe import VideoInfo, frame_rotation, open_video, probe
-from .timeline import PresentedFrames, TimedFrame, Timeline
+from .timeline import FrameShape, PresentedFrames, TimedFrame, Timeline
 
 _GROWTH = 32  # pictures (5 MB) by which a list's memory grows
 
 _ROUNDING = Fraction(2, 1000)  # s
-_MISSING = Fraction(1, 2)  # s; less is no reason for a note
+_MISSING = Fraction(1, 2)  # s; less at the end is no reason for a note
+_UNDECODABLE = Fraction(1, 10)  # s; less at the beginning is no reason for a note
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class _Decoder:
 
     def run(self, progress: Callable[[float], None]) -> DecodedVideo:
         times: list[Fraction] = []
-        sizes: set[tuple[int, int]] = set()
+        shapes: dict[FrameShape, None] = {}  # in the order of their first appearance
         shown: TimedFrame | None = None  # the picture on screen until the next one
         picture: _Picture | None = None
         expected_s = min(self._limit_s, self._info.container_duration_s or self._limit_s)
@@ -176,7 +177,7 @@ class _Decoder:
                     break
             else:
                 times.append(timed.time)
-                sizes.add((timed.frame.width, timed.frame.height))
+                shapes[timed.shape] = None
             shown, picture = timed, _Picture(timed.frame, self._to_rgb)
             self._clip.start(timed.time)
             self._sync.start(timed.time)
@@ -185,7 +186,7 @@ class _Decoder:
             raise MediaError(
                 f"{self._info.path}: damaged (no picture can be decoded); copy or export the file again"
             )
-        timeline = self._timeline(times, sizes, shown, reached_cut)
+        timeline = self._timeline(times, tuple(shapes), shown, reached_cut)
         result = DecodedVideo(
             info=self._info,
             timeline=timeline,
@@ -197,7 +198,7 @@ class _Decoder:
         return result
 
     def _timeline(
-        self, times: list[Fraction], sizes: set[tuple[int, int]], last: TimedFrame, reached_cut: bool
+        self, times: list[Fraction], shapes: tuple[FrameShape, ...], last: TimedFrame, reached_cut: bool
     ) -> Timeline:
         end = last.time + (last.duration or self._source.interval)
         announced = None if self._source.damaged else self._edit_list_end
@@ -217,21 +218,37 @@ class _Decoder:
                 f"{self._info.path}: only {duration_s:.2g} s of moving pictures{why}; "
                 f"at least {MIN_DURATION_S:g} s are needed"
             )
-        return Timeline(tuple(times), end, cut, len(sizes) == 1, self._source.damaged)
+        source = self._source
+        return Timeline(tuple(times), end, cut, shapes, source.damaged, source.moved, source.lost_start)
 
     def _notes(self, timeline: Timeline) -> tuple[str, ...]:
         path, announced_end_s = self._info.path, self._info.announced_end_s
+        lost_start_s = float(timeline.lost_start) if timeline.lost_start >= _UNDECODABLE else 0.0
+        lost_end_s = 0.0
+        # Where nothing is damaged, only Matroska's claim is better than the frames themselves.
+        believed = timeline.damaged or self._info.container == "matroska,webm"
+        if not timeline.cut and believed and announced_end_s and timeline.end + _MISSING < announced_end_s:
+            lost_end_s = announced_end_s - float(timeline.end)
         if timeline.damaged:
-            return (
-                f"{path}: the file is damaged or incomplete; "
-                f"the {float(timeline.duration):.2f} s that decode are used",
+            lost = [
+                f"{seconds:.2f} s at the {place} are lost"
+                for place, seconds in (("beginning", lost_start_s), ("end", lost_end_s))
+                if seconds
+            ]
+            used = f"the {float(timeline.duration):.2f} s that decode are used"
+            return (f"{path}: the file is damaged or incomplete; {', '.join([used, *lost])}",)
+        notes = []
+        if lost_start_s:
+            notes.append(
+                f"{path}: the first {lost_start_s:.2f} s are left out, because they depend on frames "
+                "before the beginning of the file"
             )
-        if not timeline.cut and announced_end_s and timeline.end + _MISSING < announced_end_s:
-            return (
+        if lost_end_s:
+            notes.append(
                 f"{path}: the pictures end at {float(timeline.end):.2f} s of the {announced_end_s:.2f} s "
-                "that the file announces; it may be incomplete",
+                "that the file announces; it may be incomplete"
             )
-        return ()
+        return tuple(notes)
 
 
 class _ToRGB:

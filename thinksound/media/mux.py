@@ -31,7 +31,7 @@ from ..rates import MAX_DURATION_S
 from .files import check_output, whole_file
 from .probe import check_unchanged, open_video
 from .timeline import PresentedFrames, Timeline
-from .transcode import encode_h264
+from .transcode import canvas_of, encode_h264
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,8 @@ _COPIED = {"h264", "hevc", "av1", "vp9", "mpeg4"}  # that MP4 holds and players 
 _AAC_BIT_RATE = 192_000
 _AAC_FRAME = 1024  # samples
 _COARSEST = Fraction(1, 90_000)  # s; unit of the picture's times
+_LISTED = 4  # sizes that a message lists
+_ROUNDING = Fraction(1, 1000)  # s; Matroska and Flash store no finer times
 _MUXER = {
     "movflags": "faststart+use_metadata_tags",
     # Units of the edit list: with the default, 1/1000 s, the end would be up to 22 samples off.
@@ -93,7 +95,9 @@ def mux(
         if reason:
             end = video.timeline.end
             frames = takewhile(lambda timed: timed.time < end, PresentedFrames(container, stream))
-            picture: Iterator[Packet[Any]] = encode_h264(target, frames, video.info, end, time_base)
+            picture: Iterator[Packet[Any]] = encode_h264(
+                target, frames, video.info, video.timeline, time_base
+            )
         else:
             picture = _copy(target, container, stream, video, packets, time_base)
         sound: Iterator[Packet[Any]] = encode_sound(target, pcm16, sample_rate)
@@ -114,35 +118,36 @@ def _decoded_at(packet: Packet[Any]) -> Fraction:
 
 @dataclass(frozen=True)
 class _PacketTimes:
-    """When a packet of the input is shown and decoded, in units of its stream."""
+    """When a packet of the input is shown and decoded, in seconds on the input's clock."""
 
-    pts: int
-    dts: int | None
+    pts: Fraction
+    dts: Fraction | None  # as the container stores it
 
 
 def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
     """Why a copy would not show what the input shows (empty if it does), and the packets to copy."""
     timeline = video.timeline
+    changes = [] if timeline.constant_shape else [_describe_changes(video)]
     if video.info.codec not in _COPIED:
-        return f"MP4 is not made for {video.info.codec} pictures", []
+        return "; ".join([f"MP4 is not made for {video.info.codec} pictures", *changes]), []
     if timeline.damaged:
-        return "the video is damaged", []
-    if not timeline.constant_size:
-        return "the size of the pictures changes", []
+        return "; ".join(["the video is damaged", *changes]), []
+    if changes:
+        return changes[0], []
     packets: list[_PacketTimes] = []
     shown: list[Fraction] = []
     surplus = False  # whether pictures that must not be shown came up: copying stops before the first
     with open_video(video.info.path) as (container, stream):
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             return "AVI does not store when pictures are shown", []
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
+        coded = (packet for packet in container.demux(stream) if packet.size)
+        for number, packet in enumerate(coded):
             if packet.pts is None:
                 return "the container does not store when pictures are shown", []
             if packets and packet.has_sidedata("new_extradata"):
                 return "the coding parameters change", []
-            time = packet.pts * packet.time_base
+            time = timeline.moved.get(number, packet.pts * packet.time_base)
+            decoded = None if packet.dts is None else packet.dts * packet.time_base
             visible = timeline.start <= time < timeline.end and not packet.is_discard
             if visible and surplus:
                 why = "the cut falls between" if timeline.cut else "an edit list hides some of the"
@@ -152,12 +157,29 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
             elif time >= timeline.start:
                 surplus = True
             if not surplus:
-                packets.append(_PacketTimes(packet.pts, packet.dts))
-            elif packet.dts is not None and packet.dts * packet.time_base >= timeline.end:
+                packets.append(_PacketTimes(time, decoded))
+            elif decoded is not None and decoded >= timeline.end:
                 break  # whatever follows is shown later still
     if tuple(sorted(shown)) != timeline.times:
         return "the packets do not correspond to the pictures one to one", []
     return "", packets
+
+
+def _describe_changes(video: DecodedVideo) -> str:
+    """What changes from frame to frame, and the one size that all are brought to."""
+    shapes, canvas = video.timeline.shapes, canvas_of(video.info, video.timeline)
+    kinds = {
+        "the frame size": [f"{shape.width}x{shape.height}" for shape in shapes],
+        "the sample aspect ratio": [f"{shape.sample_aspect_ratio}" for shape in shapes],
+        "the rotation": [f"{shape.rotation} degrees" for shape in shapes],
+    }
+    changes = []
+    for kind, values in kinds.items():
+        different = list(dict.fromkeys(values))
+        if len(different) > 1:
+            more = f" and {len(different) - _LISTED} more" if len(different) > _LISTED else ""
+            changes.append(f"{kind} changes ({', '.join(different[:_LISTED])}{more})")
+    return f"{', '.join(changes)}; all frames are scaled to fit {canvas.width}x{canvas.height}"
 
 
 def _copy(
@@ -176,15 +198,22 @@ def _copy(
     if video.info.codec == "hevc" and not _parameters_are_in_band(stream.codec_context.extradata or b""):
         copy.codec_context.codec_tag = "hvc1"  # the only tag for which QuickTime plays HEVC
 
+    def ticks(time: Fraction) -> int:
+        return round((time - timeline.start) / time_base)
+
+    shown = [ticks(packet.pts) for packet in packets]
+    stored = [None if packet.dts is None else ticks(packet.dts) for packet in packets]
+    decoded = _decoding_times(shown, stored, ticks(timeline.end), round(_ROUNDING / time_base))
+    stays = dict(zip(map(ticks, timeline.times), _durations(timeline), strict=True))
+
     def moved() -> Iterator[Packet[VideoStream]]:
-        stays = dict(zip(timeline.times, _durations(timeline), strict=True))
         source = (packet for packet in container.demux(stream) if packet.size)
-        for packet, times, dts in zip(source, packets, _decoding_times(packets), strict=False):
-            unit, time = packet.time_base, times.pts * packet.time_base
+        for index, (packet, pts) in enumerate(zip(source, shown, strict=False)):
+            stay = stays.get(pts, (packet.duration or 0) * packet.time_base)
             packet.time_base = time_base
-            packet.pts = round((time - timeline.start) / time_base)
-            packet.dts = round((dts * unit - timeline.start) / time_base)
-            packet.duration = round(stays.get(time, (packet.duration or 0) * unit) / time_base)
+            packet.pts, packet.dts = pts, decoded[index]
+            is_last = index == len(shown) - 1
+            packet.duration = decoded[-1] - decoded[-2] if is_last else round(stay / time_base)
             packet.stream = copy
             yield packet
 
@@ -198,24 +227,52 @@ def _output_time_base(time_base: Fraction) -> Fraction:
     return Fraction(1, time_base.denominator * math.ceil(_COARSEST.denominator / time_base.denominator))
 
 
-def _decoding_times(packets: list[_PacketTimes]) -> list[int]:
-    """When to decode each packet: as stored where that is usable, else from the presentation times.
+def _decoding_times(shown: list[int], stored: list[int | None], end: int, rounding: int) -> list[int]:
+    """When to decode each packet, and at last when the last sample ends on the clock of decoding.
 
-    A picture is decoded when the one ``delay`` places before it, in the order of presentation, is
-    shown; the smallest delay with which none is late is chosen. Matroska needs this: it stores no
-    decoding times.
+    MP4 stores how long samples last on that clock, and readers take the length of the track from their sum
+    and from the packet that ends last: both must give the length that is presented. Stored times that do
+    are taken as they are. Else a frame is decoded when the one ``delay`` places before it, in the order of
+    presentation, is shown; the smallest delay with which none is late is chosen. Matroska needs this: it
+    stores no decoding times. Where the last frames stay for other times than the first, the last packets are
+    decoded later than that.
+
+    Args:
+        shown: presentation times in the order of decoding.
+        stored: decoding times of the input.
+        end: when the last frame disappears.
+        rounding: difference in times that the units of containers explain.
     """
-    stored = [packet.dts for packet in packets]
-    if all(
-        dts is not None and dts <= packet.pts and (before is None or before < dts)
-        for dts, before, packet in zip(stored, [None, *stored], packets, strict=False)
-    ):
-        return [dts for dts in stored if dts is not None]
-    shown = sorted(packet.pts for packet in packets)
-    places = {pts: place for place, pts in enumerate(shown)}
-    delay = max(index - places[packet.pts] for index, packet in enumerate(packets))
-    step = shown[1] - shown[0] if len(shown) > 1 else 1
-    return [shown[0] - step * place for place in range(delay, 0, -1)] + shown[: len(shown) - delay]
+    order = sorted(shown)
+    length = end - order[0]
+    given = [time for time in stored if time is not None]
+    if len(given) == len(shown) and _lasts(given, shown, end, rounding):
+        return [*given, given[0] + length]
+    places = {time: place for place, time in enumerate(order)}
+    delay = max(index - places[time] for index, time in enumerate(shown))
+    step = order[1] - order[0] if len(order) > 1 else 1
+    times = [order[0] - step * place for place in range(delay, 0, -1)] + order[: len(order) - delay]
+    if delay and not _lasts(times, shown, end, rounding):
+        before = order[max(len(order) - 2 - delay, 0)]
+        lead = max(min(delay * step, (shown[-1] - before) // 2), delay)
+        times[:delay] = [order[0] - lead * place // delay for place in range(delay, 0, -1)]
+        times[-1] = shown[-1] - lead  # so that this packet, with the rest of the length, ends with the video
+        for index in reversed(range(1, len(times) - 1)):
+            after = times[index + 1]
+            times[index] = min(max(times[index], after - (end - shown[index])), after - 1)
+    return [*times, times[0] + length]
+
+
+def _lasts(times: list[int], shown: list[int], end: int, rounding: int) -> bool:
+    """Whether packets decoded at ``times`` give the length that is presented, on both clocks."""
+    durations = [after - time for time, after in pairwise([*times, times[0] + end - min(shown)])]
+    last_end = max(pts + duration for pts, duration in zip(shown, durations, strict=True))
+    return (
+        min(durations) > 0
+        and all(time <= pts for time, pts in zip(times, shown, strict=True))
+        and shown[-1] + durations[-1] <= end
+        and abs(last_end - end) <= rounding
+    )
 
 
 def _durations(timeline: Timeline) -> list[Fraction]:

@@ -7,6 +7,7 @@ everything in one file are opened at all: a playlist cannot make the decoder rea
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from .files import local_path
 MAX_SIDE = 16_384  # pixels: two steps above 4K, and what H.264 and HEVC levels end at
 MIN_SIDE = 4  # pixels
 MAX_ASPECT = 32  # long side over short side
+
+_LONGEST_CLAIM_S = 1e6  # twelve days; a container that claims more is not believed
+_DURATION_TAG = re.compile(r"(\d{1,3}):([0-5]?\d):([0-5]?\d(?:\.\d{1,9})?)", re.ASCII)
 
 # FFmpeg demuxers that read one file and nothing else. Text, playlists (hls, dash, concat), picture
 # sequences, devices and scripts are left out.
@@ -70,7 +74,6 @@ def probe(path: Path | str) -> VideoInfo:
     with open_video(path) as (container, stream):
         version = _version(Path(path))
         frame = _first_frame(Path(path), container, stream)
-        duration = container.duration
         return VideoInfo(
             path=Path(path),
             container=container.format.name,
@@ -81,7 +84,7 @@ def probe(path: Path | str) -> VideoInfo:
             pixel_format=frame.format.name,
             sample_aspect_ratio=stream.sample_aspect_ratio or Fraction(1),
             average_rate=stream.average_rate or stream.guessed_rate,
-            container_duration_s=duration / av.time_base if duration else None,
+            container_duration_s=_claimed_duration(container),
             announced_end_s=_announced_end(container, stream),
             streams=tuple(_describe(each) for each in container.streams),
             version=version,
@@ -245,15 +248,21 @@ def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> 
     raise MediaError(f"{path}: damaged (no picture can be decoded); {_AGAIN}")
 
 
+def _claimed_duration(container: InputContainer) -> float | None:
+    seconds = (container.duration or 0) / av.time_base
+    return seconds if 0 < seconds <= _LONGEST_CLAIM_S else None
+
+
 def _announced_end(container: InputContainer, stream: VideoStream) -> float | None:
-    if container.format.name != "matroska,webm":
-        return None  # MP4 and others notice themselves when packets are missing
-    try:
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except (KeyError, ValueError):
-        alone = len(container.streams) == 1
-        return container.duration / av.time_base if alone and container.duration else None
+    if container.format.name == "matroska,webm":
+        tag = _DURATION_TAG.fullmatch(stream.metadata.get("DURATION", ""))
+        if tag:
+            hours, minutes, seconds = map(float, tag.groups())
+            return hours * 3600 + minutes * 60 + seconds or None
+    elif stream.duration and stream.time_base:
+        seconds = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        return seconds if 0 < seconds <= _LONGEST_CLAIM_S else None
+    return _claimed_duration(container) if len(container.streams) == 1 else None
 
 
 def _describe(stream: Stream) -> str:

@@ -1,15 +1,18 @@
 """Pictures encoded again as H.264, for inputs whose packets MP4 cannot hold.
 
 Every presented picture is kept at its time. Interlaced pictures are deinterlaced, odd sizes gain a
-copy of their last row or column, and a size that changes is scaled to that of the first picture.
+copy of their last row or column. Where the size, the sample aspect or the rotation changes, all frames are
+scaled to fit one canvas on which none loses detail, with black borders.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 
 import av
 import numpy as np
@@ -21,18 +24,77 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from .probe import VideoInfo
-from .timeline import TimedFrame
+from .timeline import FrameShape, TimedFrame, Timeline
 
 # Visually lossless at usual distances. Without B-frames, decoding and presentation times agree.
 _X264 = {"crf": "18", "preset": "fast", "bf": "0"}
+_TURNS: dict[int, list[tuple[str, ...]]] = {  # filters that turn a frame upright, by its rotation
+    0: [],
+    90: [("transpose", "cclock")],
+    180: [("hflip",), ("vflip",)],
+    270: [("transpose", "clock")],
+}
+_MOST_PIXELS = 4096 * 4096  # of a canvas, unless one frame alone has more
 _YUV = "yuv420p"  # the one pixel format that every player shows
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What all encoded frames are brought to."""
+
+    width: int  # even, as 4:2:0 needs it
+    height: int
+    sample_aspect_ratio: Fraction
+    fits: bool  # whether frames are scaled to fit, with black borders; else all have this size, or one less
+    turns: bool  # whether frames are turned upright; else players do it
+    squares: bool  # whether frames get square pixels
+
+
+def canvas_of(info: VideoInfo, timeline: Timeline) -> Canvas:
+    """The size on which no frame of a video loses detail."""
+    first = timeline.shapes[0]
+    if timeline.constant_shape:
+        width, height = _even(first.width), _even(first.height)
+        return Canvas(width, height, info.sample_aspect_ratio, fits=False, turns=False, squares=False)
+    turns = len({shape.rotation for shape in timeline.shapes}) > 1
+    shapes = [_upright(shape) for shape in timeline.shapes] if turns else timeline.shapes
+    squares = len({shape.sample_aspect_ratio for shape in shapes}) > 1
+    extents = [_extent(shape, squares) for shape in shapes]
+    width, height = (max(sides) for sides in zip(*extents, strict=True))
+    most = max(_MOST_PIXELS, *(width * height for width, height in extents))
+    factor = min(1.0, math.sqrt(most / (width * height)))
+    aspect = shapes[0].sample_aspect_ratio if turns else info.sample_aspect_ratio
+    return Canvas(
+        _even(width * factor),
+        _even(height * factor),
+        Fraction(1) if squares else aspect,
+        fits=True,
+        turns=turns,
+        squares=squares,
+    )
+
+
+def _even(side: float) -> int:
+    return max(2 * math.ceil(side / 2), 2)
+
+
+def _upright(shape: FrameShape) -> FrameShape:
+    if shape.rotation % 180 == 0:
+        return replace(shape, rotation=0)
+    return FrameShape(shape.height, shape.width, 1 / shape.sample_aspect_ratio, rotation=0)
+
+
+def _extent(shape: FrameShape, squares: bool) -> tuple[float, float]:
+    """Width and height in pixels. They become square ones by stretching, never by shrinking."""
+    aspect = float(shape.sample_aspect_ratio) if squares else 1.0
+    return shape.width * max(aspect, 1.0), shape.height / min(aspect, 1.0)
 
 
 def encode_h264(
     target: OutputContainer,
     frames: Iterator[TimedFrame],
     info: VideoInfo,
-    end: Fraction,
+    timeline: Timeline,
     time_base: Fraction,
 ) -> Iterator[Packet[VideoStream]]:
     """Add a picture stream to ``target`` and return its packets.
@@ -41,27 +103,28 @@ def encode_h264(
         target: the file to be written; its header must not be written yet.
         frames: the pictures, at least one; the first one's time becomes 0.
         info: of the video that they come from.
-        end: when the last picture disappears, on the clock of the pictures.
+        timeline: of the pictures.
         time_base: unit of the times written, in seconds.
     """
     first = next(frames)
-    # 4:2:0 needs even sides.
-    width, height = (side + side % 2 for side in (first.frame.width, first.frame.height))
-    prepared = _prepared(chain([first], frames), _filters(first.frame, width, height))
+    canvas = canvas_of(info, timeline)
+    prepared = _prepared(chain([first], frames), canvas)
     _, picture = shown = next(prepared)
 
-    encoder = target.add_stream("libx264", rate=info.average_rate or 25, options=_X264)
+    # The rate decides the level. What the container claims may be a unit of its clock.
+    rate = timeline.rate.limit_denominator(1001)
+    encoder = target.add_stream("libx264", rate=rate, options=_X264)
     encoder.time_base = time_base
     context = encoder.codec_context
     context.time_base = time_base
-    context.width, context.height, context.pix_fmt = width, height, _YUV
-    context.sample_aspect_ratio = info.sample_aspect_ratio
+    context.width, context.height, context.pix_fmt = canvas.width, canvas.height, _YUV
+    context.sample_aspect_ratio = canvas.sample_aspect_ratio
     context.color_range, context.colorspace = picture.color_range, picture.colorspace
     context.color_primaries, context.color_trc = first.frame.color_primaries, first.frame.color_trc
     matrix = first.frame.side_data.get("DISPLAYMATRIX")
-    if isinstance(matrix, SideData):
+    if isinstance(matrix, SideData) and not canvas.turns:
         encoder.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
-    return _encoded(encoder, chain([shown], prepared), first.time, end)
+    return _encoded(encoder, chain([shown], prepared), timeline.start, timeline.end)
 
 
 def _encoded(
@@ -85,16 +148,28 @@ def _with_durations(packets: list[Packet[VideoStream]], stays: deque[int]) -> It
         yield packet
 
 
-def _prepared(frames: Iterator[TimedFrame], graph: Graph) -> Iterator[tuple[Fraction, VideoFrame]]:
+def _prepared(frames: Iterator[TimedFrame], canvas: Canvas) -> Iterator[tuple[Fraction, VideoFrame]]:
     """The filtered pictures with their times: filters keep the number and the order."""
     times: deque[Fraction] = deque()  # of the pictures that are in the filters
-    for index, timed in enumerate(frames):
-        timed.frame.pts, timed.frame.time_base = index, Fraction(1, 25)  # deinterlacing wants increasing ones
-        times.append(timed.time)
-        graph.vpush(timed.frame)
+    for _, alike in groupby(frames, _kind):
+        graph: Graph | None = None
+        for index, timed in enumerate(alike):
+            if graph is None:
+                graph = _filters(timed, canvas)
+            # Deinterlacing wants increasing ones.
+            timed.frame.pts, timed.frame.time_base = index, Fraction(1, 25)
+            times.append(timed.time)
+            graph.vpush(timed.frame)
+            yield from _pulled(graph, times)
+        assert graph is not None
+        graph.vpush(None)
         yield from _pulled(graph, times)
-    graph.vpush(None)
-    yield from _pulled(graph, times)
+
+
+def _kind(timed: TimedFrame) -> tuple[object, ...]:
+    """What one filter graph is made for."""
+    frame = timed.frame
+    return timed.shape, frame.format.name, frame.colorspace, frame.color_range
 
 
 def _pulled(graph: Graph, times: deque[Fraction]) -> Iterator[tuple[Fraction, VideoFrame]]:
@@ -106,8 +181,9 @@ def _pulled(graph: Graph, times: deque[Fraction]) -> Iterator[tuple[Fraction, Vi
         yield times.popleft(), frame
 
 
-def _filters(first: VideoFrame, width: int, height: int) -> Graph:
-    """Filters to progressive 4:2:0 of the size given, the first picture's or one more."""
+def _filters(timed: TimedFrame, canvas: Canvas) -> Graph:
+    """Filters to progressive 4:2:0 of the size of the canvas."""
+    first, width, height = timed.frame, canvas.width, canvas.height
     graph = Graph()
     nodes = [
         graph.add(
@@ -123,14 +199,33 @@ def _filters(first: VideoFrame, width: int, height: int) -> Graph:
         nodes.append(graph.add("bwdif", "mode=send_frame:deint=interlaced"))
     # RGB has no matrix to keep; players take BT.709 for granted.
     colors = ":out_color_matrix=bt709:out_range=tv" if first.format.is_rgb else ""
-    nodes.append(graph.add("scale", f"{first.width}:{first.height}{colors}"))
-    right, bottom = width - first.width, height - first.height
-    if right or bottom:
-        # Without subsampling: the borders of 4:2:0 are drawn two pixels wide.
-        nodes.append(graph.add("format", "yuv444p"))
-        nodes.append(graph.add("pad", f"{width}:{height}"))
-        nodes.append(graph.add("fillborders", f"right={right}:bottom={bottom}:mode=smear"))
-        nodes.append(graph.add("scale"))
-    nodes.append(graph.add("format", _YUV))
+    if canvas.fits:
+        shape = timed.shape
+        if canvas.turns:
+            nodes += [graph.add(*turn) for turn in _TURNS[shape.rotation]]
+            shape = _upright(shape)
+        fitted_width, fitted_height = _fitted(shape, canvas)
+        nodes.append(graph.add("scale", f"{fitted_width}:{fitted_height}{colors}"))
+        nodes.append(graph.add("format", _YUV))
+        left, top = (width - fitted_width) // 4 * 2, (height - fitted_height) // 4 * 2
+        nodes.append(graph.add("pad", f"{width}:{height}:{left}:{top}"))
+    else:
+        nodes.append(graph.add("scale", f"{first.width}:{first.height}{colors}"))
+        right, bottom = width - first.width, height - first.height
+        if right or bottom:
+            # Without subsampling: the borders of 4:2:0 are drawn two pixels wide.
+            nodes.append(graph.add("format", "yuv444p"))
+            nodes.append(graph.add("pad", f"{width}:{height}"))
+            nodes.append(graph.add("fillborders", f"right={right}:bottom={bottom}:mode=smear"))
+            nodes.append(graph.add("scale"))
+        nodes.append(graph.add("format", _YUV))
     graph.link_nodes(*nodes, graph.add("buffersink")).configure()
     return graph
+
+
+def _fitted(shape: FrameShape, canvas: Canvas) -> tuple[int, int]:
+    """The size of a frame on the canvas: even, so that the borders fall between samples of colour."""
+    width, height = _extent(shape, canvas.squares)
+    factor = min(canvas.width / width, canvas.height / height)
+    fitted_width, fitted_height = (max(2 * round(side * factor / 2), 2) for side in (width, height))
+    return min(fitted_width, canvas.width), min(fitted_height, canvas.height)
