@@ -253,14 +253,32 @@ def _decoding_times(shown: list[int], stored: list[int | None], end: int, roundi
     step = order[1] - order[0] if len(order) > 1 else 1
     times = [order[0] - step * place for place in range(delay, 0, -1)] + order[: len(order) - delay]
     if delay and not _lasts(times, shown, end, rounding):
-        before = order[max(len(order) - 2 - delay, 0)]
-        lead = max(min(delay * step, (shown[-1] - before) // 2), delay)
-        times[:delay] = [order[0] - lead * place // delay for place in range(delay, 0, -1)]
-        times[-1] = shown[-1] - lead  # so that this packet, with the rest of the length, ends with the video
-        for index in reversed(range(1, len(times) - 1)):
-            after = times[index + 1]
-            times[index] = min(max(times[index], after - (end - shown[index])), after - 1)
+        # Either the frame shown last has a sample as long as it stays, or, where that is too long for the
+        # others to be decoded in time, the packet decoded last ends with the video.
+        lead = max(delay * step, order[-1] - shown[-1])
+        late = _decoded_late(times, shown, end, delay, lead, order[-1] - lead, shown.index(order[-1]))
+        if not _lasts(late, shown, end, rounding):
+            before = order[max(len(order) - 2 - delay, 0)]
+            lead = max(min(delay * step, (shown[-1] - before) // 2), delay)
+            late = _decoded_late(times, shown, end, delay, lead, shown[-1] - lead, None)
+        times = late
     return [*times, times[0] + length]
+
+
+def _decoded_late(
+    times: list[int], shown: list[int], end: int, delay: int, lead: int, last: int, exact: int | None
+) -> list[int]:
+    """Decoding times from ``lead`` before the first frame to ``last``, near the usual ``times`` in between.
+
+    No sample lasts beyond ``end`` from the time when it is shown. The one at ``exact`` lasts until then.
+    """
+    first = min(shown)
+    late = [*(first - lead * place // delay for place in range(delay, 0, -1)), *times[delay:-1], last]
+    for index in reversed(range(1, len(late) - 1)):
+        after = late[index + 1]
+        latest = after - (end - shown[index])
+        late[index] = latest if index == exact else min(max(late[index], latest), after - 1)
+    return late
 
 
 def _lasts(times: list[int], shown: list[int], end: int, rounding: int) -> bool:
