@@ -135,17 +135,27 @@ def remux(
     container_format: str | None = None,
     container_options: dict[str, str] | None = None,
     shift_s: float = 0.0,
+    times: Sequence[float] | None = None,
+    skip: int = 0,
 ) -> Path:
-    """Copy the video packets of ``source`` into another container, ``shift_s`` later."""
+    """Copy the video packets of ``source`` into another container, ``shift_s`` later.
+
+    Without those that are first in the file, if ``skip`` says how many; shown at ``times``, in seconds and in
+    the order of presentation, if these are given. They need not increase.
+    """
     with (
         av.open(source) as video,
         av.open(target, "w", format=container_format, container_options=container_options) as output,
     ):
         stream = video.streams.video[0]
         copy = output.add_stream_from_template(stream)
-        for packet in video.demux(stream):
-            if packet.dts is None:
-                continue
+        coded = [packet for packet in video.demux(stream) if packet.dts is not None]
+        shown = sorted(packet.pts for packet in coded)
+        for packet in coded[skip:]:
+            if times is not None:
+                packet.pts = round(Fraction(times[shown.index(packet.pts)]) / packet.time_base)
+                decoded_s = coded.index(packet) * MILLISECOND - 10  # before all of them, as muxers demand
+                packet.dts = round(decoded_s / packet.time_base)
             shift = round(Fraction(shift_s) / packet.time_base)
             packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
             packet.stream = copy

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,68 @@ def test_a_clock_that_starts_again_runs_on(tmp_path: Path) -> None:
     assert video.frame_count == 29
     seen = [float(time - video.timeline.start) for time in video.timeline.times]
     assert seen == pytest.approx([n / 25 for n in range(25)] + [1.0, 1.04, 1.4, 1.8], abs=0.001)
+
+
+TWINS = [n / 25 - n // 6 / 25 for n in range(60)]  # every sixth frame has the time of the one before
+LATE = [n / 25 - (0.07 if n % 7 == 3 else 0) for n in range(60)]  # every seventh comes before the one before
+PAUSE = [n / 25 + (n >= 30) for n in range(60)]
+RUN = [0.4 if 10 <= n < 15 else n / 25 for n in range(60)]
+IRREGULAR = {
+    "twins": (TWINS, 2.04),
+    "three of one time": ([n / 25 if n % 9 > 1 else n // 9 * 9 / 25 for n in range(60)], 2.4),
+    "a run of one time": (RUN, 2.4),
+    "a twin before a pause": ([time if n != 29 else 28 / 25 for n, time in enumerate(PAUSE)], 3.4),
+    "twins at the end": ([min(n, 58) / 25 for n in range(60)], 2.36),
+    "slightly backwards": (LATE, 2.36),
+}
+
+
+@pytest.mark.parametrize("options", [{"bf": "0"}, B_FRAMES])
+@pytest.mark.parametrize("case", IRREGULAR)
+def test_frames_with_one_time_move_by_less_than_one_interval(
+    tmp_path: Path, case: str, options: dict[str, str]
+) -> None:
+    times, duration_s = IRREGULAR[case]
+    clip = make.render(tmp_path / "clip.mp4", frames=60, size=SQUARE, options=options)
+    video = decode_video(make.remux(clip, tmp_path / "irregular.mkv", times=times))
+    seen = video.timeline.times
+    assert [make.number_of(frame) for frame in video.sync_frames[:2].numpy()] in ([0, 1], [0, 2])
+    assert len(seen) == 60 and all(before < after for before, after in pairwise(seen))
+    latest = -1.0
+    for time, stored in zip(seen, times, strict=True):
+        if stored > latest + 0.0005:
+            assert float(time) == pytest.approx(stored, abs=0.0006)  # nothing after a twin moves
+        else:
+            assert 0 < float(time) - latest < 0.0406
+        latest = max(latest, stored)
+    assert video.duration_s == pytest.approx(duration_s, abs=0.001)
+
+
+def test_a_clock_that_never_moves_says_nothing(tmp_path: Path) -> None:
+    clip = make.render(tmp_path / "clip.mkv", frames=20, size=SQUARE, options={"bf": "0"})
+    video = decode_video(make.remux(clip, tmp_path / "still.mkv", times=[0.0] * 20))
+    assert video.timeline.times == tuple(Fraction(n, 25) for n in range(20))
+    assert video.duration_s == pytest.approx(0.8, abs=0.001)
+
+
+@pytest.mark.parametrize("name", ["cut.mkv", "cut.ts"])
+def test_a_file_that_starts_within_a_group_of_pictures_says_how_much_is_lost(
+    tmp_path: Path, name: str
+) -> None:
+    options = {"bf": "0", "g": "25", "sc_threshold": "0"}
+    clip = make.render(tmp_path / "clip.mkv", frames=60, size=SQUARE, options=options)
+    video = decode_video(make.remux(clip, tmp_path / name, skip=10))
+    assert video.duration_s == pytest.approx(1.4, abs=0.001)
+    assert len(video.notes) == 1 and "0.60 s" in video.notes[0]
+    assert decode_video(make.remux(clip, tmp_path / name)).notes == ()
+
+
+def test_an_incomplete_file_says_how_much_is_lost(tmp_path: Path) -> None:
+    clip = make.render(
+        tmp_path / "half.mp4", frames=50, draw=noise, size=(160, 120), container_options=INDEX_FIRST
+    )
+    video = decode_video(half_of(clip))
+    assert f"{2 - video.duration_s:.2f} s at the end are lost" in video.notes[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")

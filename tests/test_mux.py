@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -149,6 +148,46 @@ def test_a_transport_stream_is_copied_picture_by_picture(
     path = make.render(tmp_path / "a.ts", codec=codec, options=options, size=SQUARE)
     assert muxed(decode_video(path), tmp_path / "out.mp4").copied
     assert decoded(tmp_path / "out.mp4") == decoded(path)
+
+
+@pytest.mark.parametrize("options", [{"bf": "0"}, B_FRAMES])
+def test_frames_with_one_time_are_copied_with_times_of_their_own(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    clip = make.render(tmp_path / "clip.mp4", frames=30, size=SQUARE, options=options)
+    path = make.remux(clip, tmp_path / "twice.mkv", times=[n / 25 - n // 6 / 25 for n in range(30)])
+    video = decode_video(path)
+    assert muxed(video, tmp_path / "out.mp4").copied
+    assert packets(tmp_path / "out.mp4") == packets(clip)
+    check_picture(tmp_path / "out.mp4", video)
+    with av.open(tmp_path / "out.mp4") as container:
+        assert [make.number_of(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)] == [
+            *range(30)
+        ]
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4", "clip.ts"])
+@pytest.mark.parametrize(
+    "times", [[n / 25 for n in range(20)] + [1.5, 2.0], [0] + [1 + n / 25 for n in range(20)]]
+)
+@pytest.mark.parametrize("codec, options", [("libx264", B_FRAMES), ("libx265", X265)])
+def test_the_frames_of_a_copy_last_as_long_as_its_sound(
+    tmp_path: Path, codec: str, options: dict[str, str], times: list[float], name: str
+) -> None:
+    video = decode_video(make.render(tmp_path / name, codec=codec, options=options, times=times))
+    assert muxed(video, tmp_path / "out.mp4").copied
+    with av.open(tmp_path / "out.mp4") as container:
+        lengths = [float(stream.duration * stream.time_base) for stream in container.streams]
+    assert lengths == pytest.approx([video.duration_s] * 2, abs=1e-4)
+
+
+def test_the_rate_that_a_container_claims_does_not_set_the_level(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "clip.mkv", codec="ffv1", rate=60_000, times=[n / 25 for n in range(25)])
+    video = decode_video(path)
+    assert video.timeline.rate == 25
+    muxed(video, tmp_path / "out.mp4")
+    with av.open(tmp_path / "out.mp4") as container:
+        assert container.streams.video[0].codec_context.extradata[3] <= 11  # level_idc of an avcC record
 
 
 def test_a_clock_that_starts_below_zero_is_moved_to_it(tmp_path: Path) -> None:

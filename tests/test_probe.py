@@ -41,6 +41,38 @@ def test_sample_aspect_is_reported(clips: Path) -> None:
     assert probe(clips / "sar.mp4").sample_aspect_ratio == Fraction(4, 3)
 
 
+def test_the_duration_tag_of_a_matroska_file_is_read(tmp_path: Path) -> None:
+    assert _announced_by(tmp_path, "01:02:03.5") == 3723.5
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["9" * 400 + ":0:1", "0:0:" + "9" * 400, "0:0:1e400", "0:0:nan", "-1:0:1", "99:99:99.9", "a:b:c", "0:1"],
+)
+def test_nonsense_in_a_duration_tag_is_ignored(tmp_path: Path, tag: str) -> None:
+    assert _announced_by(tmp_path, tag) == pytest.approx(1.0)  # by the container
+
+
+def _announced_by(folder: Path, tag: str) -> float | None:
+    """What the probe reads from a file whose Tags element is written anew (RFC 9559, section 5.1.8)."""
+    path = make.render(folder / "clip.mkv")
+    content = path.read_bytes()
+    start = content.index(b"\x12\x54\xc3\x67")
+    track = content[content.index(b"\x73\xc5", 0) :][:11]  # TrackUID: its size and 8 bytes
+    texts = _element(b"\x45\xa3", b"DURATION") + _element(b"\x44\x87", tag.encode())
+    targets = _element(b"\x63\xc0", b"\x63\xc5" + track[2:])
+    tags = _element(b"\x12\x54\xc3\x67", _element(b"\x73\x73", targets + _element(b"\x67\xc8", texts)))
+    segment = content.index(b"\x18\x53\x80\x67") + 4
+    # A segment of unknown size; the tag that was there gets another name.
+    hidden = content[:segment] + b"\x01" + b"\xff" * 7 + content[segment + 8 : start]
+    path.write_bytes(hidden + tags + content[start:].replace(b"DURATION", b"DURATIOX"))
+    return probe(path).announced_end_s
+
+
+def _element(kind: bytes, content: bytes) -> bytes:
+    return kind + (len(content) | 1 << 56).to_bytes(8, "big") + content
+
+
 def test_a_cover_beside_moving_pictures_is_not_chosen(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     with av.open(path, "w") as output:

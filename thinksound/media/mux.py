@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, takewhile
 from pathlib import Path
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -250,7 +251,7 @@ def _decoding_times(shown: list[int], stored: list[int | None], end: int, roundi
         return [*given, given[0] + length]
     places = {time: place for place, time in enumerate(order)}
     delay = max(index - places[time] for index, time in enumerate(shown))
-    step = order[1] - order[0] if len(order) > 1 else 1
+    step = median_low([after - time for time, after in pairwise([*order, end])])
     times = [order[0] - step * place for place in range(delay, 0, -1)] + order[: len(order) - delay]
     if delay and not _lasts(times, shown, end, rounding):
         # Either the frame shown last has a sample as long as it stays, or, where that is too long for the
