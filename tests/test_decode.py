@@ -273,6 +273,12 @@ def test_less_than_a_tenth_of_a_second_is_refused(clips: Path) -> None:
         decode_video(clips / TOO_SHORT)
 
 
+def test_one_frame_of_a_picture_format_is_called_a_still_picture(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "a.mkv", codec="mjpeg", pixel_format="yuvj420p", frames=1)
+    with pytest.raises(MediaError, match="still picture: one mjpeg frame"):
+        decode_video(path)
+
+
 @pytest.mark.parametrize("duration_s", [0.1, 0.5, 1.0, 1.96, 2.0])
 def test_a_cut_uses_the_ticks_of_the_whole_video(tmp_path: Path, duration_s: float) -> None:
     path = make.render(tmp_path / "clip.mp4", frames=60, rate=30, size=SQUARE, options=B_FRAMES)

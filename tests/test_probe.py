@@ -17,7 +17,7 @@ from PIL import Image
 
 from thinksound.errors import MediaError
 from thinksound.media.decode import decode_video
-from thinksound.media.probe import MAX_SIDE, probe
+from thinksound.media.probe import MAX_SIDE, _count_frames, probe
 
 
 def test_a_phone_video_is_described(tmp_path: Path) -> None:
@@ -88,6 +88,106 @@ def test_a_cover_beside_moving_pictures_is_not_chosen(tmp_path: Path) -> None:
     assert (probe(path).codec, probe(path).width) == ("h264", 64)
 
 
+def tracks(path: Path, *sources: Path, default: int | None = None, kind: str = "video") -> Path:
+    """Copy one stream of each file into another file, in this order."""
+    with av.open(path, "w") as output:
+        packets = []
+        for index, source in enumerate(sources):
+            with av.open(source) as container:
+                stream = next(stream for stream in container.streams if stream.type == kind)
+                copy = output.add_stream_from_template(stream, opaque=True)
+                if default is not None:
+                    copy.disposition = av.stream.Disposition.default if index == default else 0
+                for packet in container.demux(stream):
+                    if packet.dts is not None:
+                        packets.append((packet.dts * packet.time_base, copy, packet))
+        for _, copy, packet in sorted(packets, key=lambda entry: entry[0]):
+            packet.stream = copy
+            output.mux(packet)
+    return path
+
+
+FRAGMENTS = "a-fragmented.mp4"
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "frames"),
+    [
+        ("a.mp4", "mjpeg", 1),
+        ("a.mp4", "png", 3),
+        ("a.mov", "libx264", 1),
+        ("a.mkv", "mjpeg", 1),
+        ("a.mkv", "libx264", 3),
+        ("a.avi", "mjpeg", 1),
+        ("a.ts", "libx264", 1),
+        (FRAGMENTS, "libx264", 1),
+    ],
+)
+def test_a_cover_stored_as_an_ordinary_track_does_not_hide_the_film(
+    tmp_path: Path, name: str, codec: str, frames: int
+) -> None:
+    pixel_format = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
+    cover = make.render(
+        tmp_path / "cover.mov", codec=codec, pixel_format=pixel_format, size=(128, 96), frames=frames
+    )
+    film = make.render(tmp_path / "film.mkv", codec="mpeg4" if name == "a.avi" else "libx264", frames=40)
+    path = tracks(tmp_path / name, cover, film, default=0)
+    if name == FRAGMENTS:
+        with (
+            av.open(path) as source,
+            av.open(
+                tmp_path / "f.mp4", "w", container_options={"movflags": "empty_moov+frag_keyframe"}
+            ) as output,
+        ):
+            copies = [output.add_stream_from_template(stream, opaque=True) for stream in source.streams]
+            for packet in source.demux():
+                if packet.dts is not None:
+                    packet.stream = copies[packet.stream.index]
+                    output.mux(packet)
+        path = tmp_path / "f.mp4"
+    info = probe(path)
+    assert (info.width, info.height, info.choice) == (64, 48, "")
+
+
+@pytest.mark.parametrize("name", ["two.mkv", "two.mp4"])
+def test_the_default_one_of_two_video_tracks_is_used(tmp_path: Path, name: str) -> None:
+    first = make.render(tmp_path / "first.mkv", frames=12)
+    second = make.render(tmp_path / "second.mkv", frames=30, size=(128, 96))
+    video = decode_video(tracks(tmp_path / name, first, second, default=1))
+    assert (video.info.width, video.frame_count) == (128, 30)
+    assert [stream.endswith(", used") for stream in video.info.streams] == [False, True]
+    assert video.notes == (
+        f"{tmp_path / name}: 2 video tracks move; track 2 (h264, 128x96), the default one, is used, "
+        "not track 1 (h264, 64x48)",
+    )
+    assert probe(tracks(tmp_path / name, first, second, default=0)).width == 64
+
+
+def test_the_first_of_several_programs_is_used(tmp_path: Path) -> None:
+    first = make.render(tmp_path / "first.mkv")
+    second = make.render(tmp_path / "second.mkv", size=(128, 96))
+    info = probe(tracks(tmp_path / "two.ts", first, second))
+    assert info.width == 64 and "the first, is used" in info.choice
+
+
+def test_choosing_between_tracks_does_not_read_a_whole_file(tmp_path: Path) -> None:
+    cover = make.render(tmp_path / "cover.mkv", frames=1)
+    film = make.render(tmp_path / "film.mkv", frames=2000)
+    path = tracks(tmp_path / "a.mkv", cover, film, default=0)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 4])
+    assert _count_frames(path, [0, 1]) == _count_frames(cut, [0, 1]) == {0: 1, 1: 100}
+
+
+@pytest.mark.parametrize("name", ["a.avif", "animation.mp4"])
+def test_an_animated_avif_moves(tmp_path: Path, name: str) -> None:
+    pictures = [Image.fromarray(make.numbered(index, 64, 48)) for index in range(12)]
+    options = {"save_all": True, "append_images": pictures[1:], "duration": 100}
+    pictures[0].save(tmp_path / name, format="AVIF", **options)
+    video = decode_video(tmp_path / name)
+    assert (video.frame_count, video.duration_s, video.notes) == (12, pytest.approx(1.2), ())
+
+
 def picture(path: Path, **options: object) -> Path:
     Image.fromarray(make.numbered(5, 64, 48)).save(path, **options)
     return path
@@ -144,6 +244,26 @@ NOT_VIDEOS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "webp": (lambda folder: picture(folder / "p.webp"), r"still picture \(WEBP\)"),
     "gif with one frame": (lambda folder: picture(folder / "p.gif"), "still picture"),
     "avif": (lambda folder: picture(folder / "p.avif"), "still picture"),
+    "avif called mp4": (lambda folder: picture(folder / "p.mp4", format="AVIF"), "AVIF"),
+    "heic": (
+        lambda folder: written(
+            folder / "p.heic", picture(folder / "p.avif").read_bytes().replace(b"ftypavif", b"ftypheic")
+        ),
+        "HEIF",
+    ),
+    "pictures for two eyes": (
+        lambda folder: picture(
+            folder / "p.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (64, 48))] * 2
+        ),
+        r"still picture \(MPO\)",
+    ),
+    "a motion photo": (
+        lambda folder: written(
+            folder / "p.mp4",
+            picture(folder / "p.jpg").read_bytes() + make.render(folder / "film.mp4").read_bytes(),
+        ),
+        "motion photo",
+    ),
     "mp4 without index": (lambda folder: truncated(folder / "half.mp4", 0.5), "index is missing"),
     "a playlist": (lambda folder: written(folder / "list.m3u8", PLAYLIST), "playlist"),
     "a playlist called mp4": (lambda folder: written(folder / "list.mp4", PLAYLIST), "playlist"),

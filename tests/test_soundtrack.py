@@ -91,6 +91,24 @@ def test_a_burst_is_heard_when_its_picture_is_seen(tmp_path, name, codec):
     assert sound.has_pictures
 
 
+@pytest.mark.parametrize(("default", "heard_at_s"), [(0, 0.2), (1, 0.9), (None, 0.2)])
+def test_the_default_one_of_two_sounds_is_read(tmp_path, default, heard_at_s):
+    parts = [film(tmp_path / f"{at}.mkv", burst(1.5, at, RATE), RATE, "pcm_s16le") for at in (0.2, 0.9)]
+    with av.open(tmp_path / "a.mkv", "w") as output:
+        for index, part in enumerate(parts):
+            with av.open(part) as container:
+                copy = output.add_stream_from_template(container.streams.audio[0])
+                copy.disposition = av.stream.Disposition.default if index == default else 0
+        for index, part in enumerate(parts):
+            with av.open(part) as container:
+                for packet in container.demux(audio=0):
+                    if packet.dts is not None:
+                        packet.stream = output.streams[index]
+                        output.mux(packet)
+    sound = read_sound(tmp_path / "a.mkv", RATE, 60)
+    assert onset_s(sound.waveform) == pytest.approx(heard_at_s, abs=0.002)
+
+
 def test_sound_that_starts_later_stays_later(tmp_path):
     path = film(tmp_path / "a.mkv", burst(1.5, 0.2, RATE), RATE, "pcm_s16le", sound_from_s=0.5)
     sound = read_sound(path, RATE, 60)

@@ -214,14 +214,18 @@ class _Decoder:
             raise _too_long(self._info)
         if duration_s < MIN_DURATION_S:
             why = ", the rest is damaged" if self._source.damaged else ""
+            still = f" (this is a still picture: one {self._info.codec} frame)" if len(times) == 1 else ""
             raise MediaError(
                 f"{self._info.path}: only {duration_s:.2g} s of moving pictures{why}; "
-                f"at least {MIN_DURATION_S:g} s are needed"
+                f"at least {MIN_DURATION_S:g} s are needed{still}"
             )
         source = self._source
         return Timeline(tuple(times), end, cut, shapes, source.damaged, source.moved, source.lost_start)
 
     def _notes(self, timeline: Timeline) -> tuple[str, ...]:
+        return tuple(note for note in (self._info.choice, *self._incomplete(timeline)) if note)
+
+    def _incomplete(self, timeline: Timeline) -> tuple[str, ...]:
         path, announced_end_s = self._info.path, self._info.announced_end_s
         lost_start_s = float(timeline.lost_start) if timeline.lost_start >= _UNDECODABLE else 0.0
         lost_end_s = 0.0

@@ -6,6 +6,7 @@ everything in one file are opened at all: a playlist cannot make the decoder rea
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import warnings
@@ -40,10 +41,13 @@ DEMUXERS = (
     # audio alone, to be told apart from files that are damaged
     "mp3,wav,w64,flac,aac,ac3,eac3,aiff,amr,au,caf,ape,wv,dts,truehd,mpc,mpc8,tta"
 )
-_PICTURE_BRANDS = {"avif", "heic", "heix", "mif1", "heim", "heis"}  # of MP4-like files with one picture
+# Of HEIF and AVIF files. Those with a track as well (often avis, hevc, hevx, msf1) may move.
+_PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "hevc", "hevx", "heim", "heis", "mif1", "msf1"}
 _GIVE = "give a file such as MP4, MOV, MKV, WebM or GIF"
 _AGAIN = "copy or export the file again"
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+# A track with fewer frames than _FEW is a cover beside one that has _FEW times as many.
+_FEW = 10
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class VideoInfo:
     container_duration_s: float | None  # a claim that may count sound and hidden pictures
     announced_end_s: float | None  # when the pictures end, where the container says so for them alone
     streams: tuple[str, ...]  # one description per stream
+    choice: str  # which of several moving tracks this is, as a sentence; empty where there is one
     version: tuple[int, int]  # of the file: its size and time of change
 
 
@@ -73,6 +78,7 @@ def probe(path: Path | str) -> VideoInfo:
     """
     with open_video(path) as (container, stream):
         version = _version(Path(path))
+        moving = choose_moving(Path(path), container)
         frame = _first_frame(Path(path), container, stream)
         return VideoInfo(
             path=Path(path),
@@ -86,7 +92,11 @@ def probe(path: Path | str) -> VideoInfo:
             average_rate=stream.average_rate or stream.guessed_rate,
             container_duration_s=_claimed_duration(container),
             announced_end_s=_announced_end(container, stream),
-            streams=tuple(_describe(each) for each in container.streams),
+            streams=tuple(
+                _describe(each) + (", used" if len(moving) > 1 and each.index == stream.index else "")
+                for each in container.streams
+            ),
+            choice=_choice(Path(path), moving),
             version=version,
         )
 
@@ -157,6 +167,45 @@ def moving_streams(container: InputContainer) -> list[VideoStream]:
     return [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
 
 
+def choose_moving(path: Path, container: InputContainer) -> list[VideoStream]:
+    """The video tracks that move, the one to use first.
+
+    That is the one that players show: the first that is marked as default, or else the first. A cover
+    or a title stored as an ordinary track, which has one frame or a few, comes up only where nothing
+    else moves. Where the container does not count frames, a part of the file is read to count them.
+    """
+    streams = moving_streams(container)
+    streams = [stream for stream in streams if stream.codec_context is not None] or streams
+    streams.sort(key=lambda stream: not stream.disposition & Disposition.default)
+    if len(streams) < 2:
+        return streams
+    counts = {stream.index: stream.frames for stream in streams}
+    if not container.format.name.startswith("mov") or not all(counts.values()):  # fragments are not counted
+        counts = _count_frames(path, [stream.index for stream in streams])
+    most = max(counts.values())
+    moving = [
+        stream for stream in streams if counts[stream.index] >= _FEW or 1 < counts[stream.index] > most / _FEW
+    ]
+    if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
+        moving = moving[:1]  # the other one is its transparency
+    return moving or sorted(streams, key=lambda stream: -counts[stream.index])[:1]
+
+
+def _count_frames(path: Path, tracks: list[int]) -> dict[int, int]:
+    """Frames of each track, counted until the first of them has not few, or another one far more."""
+    counts = dict.fromkeys(tracks, 0)
+    try:
+        with open_media(path) as container:
+            for packet in container.demux([container.streams[track] for track in tracks]):
+                if packet.size:
+                    counts[packet.stream.index] += 1
+                if counts[tracks[0]] >= _FEW or max(counts.values()) >= _FEW**2:
+                    break
+    except av.error.FFmpegError:
+        pass  # damaged: decoding will tell
+    return counts
+
+
 def _check_file(path: Path) -> None:
     try:
         if path.is_dir():
@@ -177,8 +226,10 @@ def _why_unreadable(path: Path) -> str:
 
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            kind = "an animated" if getattr(image, "is_animated", False) else "a still"
-            return f"this is {kind} picture ({image.format}); {_GIVE}"
+            if image.format in ("JPEG", "MPO") and _holds_mp4(path):
+                return "this is a motion photo (a JPEG file with a video behind it); export the video from it"
+            moves = getattr(image, "is_animated", False) and image.format != "MPO"
+            return f"this is {'an animated' if moves else 'a still'} picture ({image.format}); {_GIVE}"
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pass
     with path.open("rb") as file:
@@ -192,15 +243,21 @@ def _why_unreadable(path: Path) -> str:
     return f"not a video that can be read, or damaged; {_GIVE}"
 
 
+def _holds_mp4(path: Path) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"ftyp") >= 0
+
+
 def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
     kinds = Counter(
         "cover picture" if stream.disposition & _NOT_MOVING else f"{stream.type} stream"
         for stream in container.streams
     )
     found = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in kinds.items())
-    if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
+    still_brand = container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS
+    candidates = choose_moving(path, container)
+    if still_brand and (not candidates or candidates[0].frames < 2):
         raise MediaError(f"{path}: this is a still picture (HEIF or AVIF); give a file with moving pictures")
-    candidates = moving_streams(container)
     if not candidates:
         raise MediaError(
             f"{path}: no video stream ({found or 'no streams'} found); give a file with moving pictures"
@@ -208,6 +265,8 @@ def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
     stream = candidates[0]
     if stream.codec_context is None:
         raise MediaError(f"{path}: its video codec is unknown; convert the video to MP4 (H.264)")
+    if container.format.name == "mjpeg" and "(MPO)" in _why_unreadable(path):
+        raise MediaError(f"{path}: {_why_unreadable(path)}")
     if container.format.name in ("gif", "apng") and _is_single_packet(path):
         raise MediaError(f"{path}: this is a still picture (one frame); give a file with moving pictures")
     return stream
@@ -221,6 +280,18 @@ def _is_single_packet(path: Path) -> bool:
             return next(packets, None) is None
     except av.error.FFmpegError:
         return False  # damaged: decoding will tell
+
+
+def _choice(path: Path, moving: list[VideoStream]) -> str:
+    if len(moving) < 2:
+        return ""
+    used, *others = (
+        f"track {stream.index + 1} ({stream.codec_context.codec.canonical_name}, "
+        f"{stream.width}x{stream.height})"
+        for stream in moving
+    )
+    why = "the default one" if moving[0].disposition & Disposition.default else "the first"
+    return f"{path}: {len(moving)} video tracks move; {used}, {why}, is used, not {', '.join(others)}"
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

@@ -13,6 +13,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from torch import Tensor
 
 from ..errors import MediaError
@@ -40,7 +41,7 @@ class Soundtrack:
 
 
 def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack:
-    """Read the first sound of a file.
+    """Read the sound of a file: of several, the one that is marked as default, or else the first.
 
     Args:
         path: a video or audio file.
@@ -51,14 +52,15 @@ def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack
         MediaError: the file is missing or damaged, or has no sound.
     """
     with open_media(path) as container:
-        if not container.streams.audio or container.streams.audio[0].codec_context is None:
+        stream = _sound_stream(container)
+        if stream is None:
             count = len(container.streams.video)
             found = f"{count} video stream{'s' * (count != 1)} found"
             raise MediaError(f"{path}: no sound that can be read ({found}); give a file with sound")
         runs: list[tuple[float, np.ndarray]] = []  # time and samples (2, n) of each unbroken stretch
         resampler: _Resampler | None = None
         end_s = 0.0  # of what was decoded
-        for frame in _frames(Path(path), container, limit_s):
+        for frame in _frames(Path(path), container, stream, limit_s):
             time_s = float(frame.time) if frame.time is not None else end_s
             if resampler is not None and time_s < end_s - _GAP_S:
                 raise MediaError(
@@ -81,9 +83,16 @@ def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack
         return Soundtrack(waveform, start_s, bool(moving_streams(container)))
 
 
-def _frames(path: Path, container: InputContainer, limit_s: float) -> Iterator[AudioFrame]:
+def _sound_stream(container: InputContainer) -> AudioStream | None:
+    known = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    default = (stream for stream in known if stream.disposition & Disposition.default)
+    return next(default, known[0] if known else None)
+
+
+def _frames(
+    path: Path, container: InputContainer, stream: AudioStream, limit_s: float
+) -> Iterator[AudioFrame]:
     """Decoded pieces of sound. What cannot be decoded may lie before or after them, not in between."""
-    stream = container.streams.audio[0]
     end_s: float | None = None  # when to stop; known from the first piece on
     lost = False
     for packet in _packets(container, stream):
