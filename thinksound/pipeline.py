@@ -104,7 +104,8 @@ class Result:
             write_wav(path, self.pcm, self.sample_rate)
             return ()
         muxed = mux(self.video, self.pcm, self.sample_rate, path, self.metadata)
-        return () if muxed.copied else (f"the picture was encoded again as H.264: {muxed.reason}",)
+        encoded = () if muxed.copied else (f"the picture was encoded again as H.264: {muxed.reason}",)
+        return (*encoded, *muxed.notes)
 
     def dump(self, path: Path | str) -> None:
         """Write every intermediate to a safetensors file: how two versions are compared.

@@ -6,7 +6,8 @@ those before the first one are kept for the decoder at negative times, those aft
 Where copying would show something else than the input does, the picture is encoded again as H.264
 and the result says why. Rotation, sample aspect, colour tags and times are the same either way.
 
-The input's own sound, subtitles and data are left out.
+Tags, chapters and text subtitles are kept, see :mod:`thinksound.media.kept`. The input's own sound is
+replaced, and what MP4 cannot hold is left out; notes say so.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from av.video.stream import VideoStream
 
 from ..rates import MAX_DURATION_S
 from .files import check_output, whole_file
+from .kept import add_subtitles, dolby_vision, find_kept
 from .probe import check_unchanged, open_video
 from .timeline import PresentedFrames, Timeline
 from .transcode import canvas_of, encode_h264
@@ -44,6 +46,7 @@ SUFFIXES = (".mp4",)
 _COPIED = {"h264", "hevc", "av1", "vp9", "mpeg4"}  # that MP4 holds and players know
 _AAC_BIT_RATE = 192_000
 _AAC_FRAME = 1024  # samples
+_HDR = {16, 18}  # transfer functions PQ and HLG (ITU-T H.273)
 _COARSEST = Fraction(1, 90_000)  # s; unit of the picture's times
 _LISTED = 4  # sizes that a message lists
 _ROUNDING = Fraction(1, 1000)  # s; Matroska and Flash store no finer times
@@ -51,16 +54,19 @@ _MUXER = {
     "movflags": "faststart+use_metadata_tags",
     # Units of the edit list: with the default, 1/1000 s, the end would be up to 22 samples off.
     "movie_timescale": "90000",
+    # Lets Dolby Vision records and descriptions of spherical video be written, where there are any.
+    "strict": "unofficial",
 }
 
 
 @dataclass(frozen=True)
 class MuxResult:
-    """What became of the picture."""
+    """What became of the frames, and of what the file held beside them."""
 
     path: Path
     copied: bool  # bit for bit
     reason: str  # why it was encoded again; empty when copied
+    notes: tuple[str, ...] = ()  # sentences about what was replaced, reduced or left out
 
 
 def mux(
@@ -91,7 +97,19 @@ def mux(
         whole_file(output) as temporary,
         _create_mp4(temporary) as target,
     ):
-        target.metadata.update({key: value.replace("\0", " ") for key, value in metadata.items()})
+        dolby = dolby_vision(stream)
+        lost = ["Dolby Vision metadata"] if reason and dolby else []
+        kept = find_kept(video.info.path, container, stream, video.timeline, lost)
+        own = {key: value.replace("\0", " ") for key, value in metadata.items()}
+        names = {name.lower() for name in own}
+        target.metadata.update(
+            {key: text for key, text in kept.tags.items() if key.lower() not in names} | own
+        )
+        if kept.chapters:
+            target.set_chapters(kept.chapters)
+        notes = kept.notes
+        if reason and stream.codec_context.color_trc in _HDR:
+            notes = ("HDR frames were reduced to 8 bits", *notes)
         time_base = _output_time_base(stream.time_base or _COARSEST)
         if reason:
             end = video.timeline.end
@@ -101,10 +119,14 @@ def mux(
             )
         else:
             picture = _copy(target, container, stream, video, packets, time_base)
+            if dolby and not dolby.compatibility and video.info.codec == "hevc":
+                target.streams.video[0].codec_context.codec_tag = "dvh1"  # other decoders show false colours
+        target.streams.video[0].metadata.update(kept.track_tags)
         sound: Iterator[Packet[Any]] = encode_sound(target, pcm16, sample_rate)
-        for packet in heapq.merge(picture, sound, key=_decoded_at):
+        texts = [add_subtitles(target, subtitles) for subtitles in kept.subtitles]
+        for packet in heapq.merge(picture, sound, *texts, key=_decoded_at):
             target.mux(packet)
-    return MuxResult(output, copied=not reason, reason=reason)
+    return MuxResult(output, copied=not reason, reason=reason, notes=notes)
 
 
 def _create_mp4(path: Path) -> OutputContainer:
