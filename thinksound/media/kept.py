@@ -26,6 +26,7 @@ from av.subtitles.stream import SubtitleStream
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 from av.video.stream import VideoStream
 
+from .playertags import ROOM
 from .probe import open_media
 from .timeline import Timeline
 
@@ -36,13 +37,14 @@ UNIT = Fraction(1, 90_000)  # s; of chapters and subtitles
 
 MAX_TAG = 1 << 20  # characters: the workflow of a generator takes some 100,000
 MAX_TAGS = 256
+MAX_ALL_TAGS = 4 << 20  # characters
 _MAX_CHAPTERS = 255  # what the list of chapters in an MP4 can count
 _MAX_CUES = 5000
 _MAX_CUE = 10_000  # bytes
 
 _TEXT_CODECS = {"mov_text", "subrip", "ass", "webvtt", "text"}
 # Statements about the input's file, which are wrong for the output. A timecode would become a track.
-_OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode"}
+_OF_THE_FILE = {ROOM, "major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode"}
 _CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _APPLE_LOCATION = "com.apple.quicktime.location.iso6709"
 _DOVI_BOX = re.compile(rb"\0\0\0\x20dv[cvw]C(.{5})", re.DOTALL)
@@ -159,7 +161,7 @@ def add_subtitles(target: OutputContainer, subtitles: Subtitles) -> Iterator[Pac
 def _tags(metadata: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """Tags as they are stored, and a remark on those that are not."""
     tags: dict[str, str] = {}
-    dropped = 0
+    dropped = total = 0
     for name, value in metadata.items():
         key = _CONTROL.sub("", name).strip()
         key = key.lower() if key.isupper() else key  # Matroska's spelling of the same names
@@ -168,9 +170,11 @@ def _tags(metadata: dict[str, str]) -> tuple[dict[str, str], list[str]]:
             continue
         text = _CONTROL.sub(" ", value)
         usable = key.lower() != "creation_time" or _is_time(text)
-        if not usable or len(text) > MAX_TAG or len(key) > 255 or len(tags) == MAX_TAGS:
+        too_much = len(tags) == MAX_TAGS or total + len(text) > MAX_ALL_TAGS
+        if not usable or too_much or len(text) > MAX_TAG or len(key) > 255:
             dropped += 1
         else:
+            total += len(text)
             tags[key] = text
     lower = {key.lower(): value for key, value in tags.items()}
     if "location" not in lower and _APPLE_LOCATION in lower:
@@ -243,7 +247,7 @@ def _read_cues(
     return {index: _one_at_a_time(track) for index, track in cues.items()}
 
 
-def _cue(packet: Packet[SubtitleStream], timeline: Timeline) -> Iterator[Cue]:
+def _cue(packet: Packet[Any], timeline: Timeline) -> Iterator[Cue]:
     unit = packet.time_base
     assert packet.dts is not None  # looked at before
     start = (packet.dts if packet.pts is None else packet.pts) * unit

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, takewhile
@@ -32,6 +33,7 @@ from av.video.stream import VideoStream
 from ..rates import MAX_DURATION_S
 from .files import check_output, whole_file
 from .kept import add_subtitles, dolby_vision, find_kept
+from .playertags import ROOM, room, write_player_tags
 from .probe import check_unchanged, open_video
 from .timeline import PresentedFrames, Timeline
 from .transcode import canvas_of, encode_h264
@@ -105,6 +107,7 @@ def mux(
         target.metadata.update(
             {key: text for key, text in kept.tags.items() if key.lower() not in names} | own
         )
+        target.metadata.update(room(target.metadata))
         if kept.chapters:
             target.set_chapters(kept.chapters)
         notes = kept.notes
@@ -129,9 +132,13 @@ def mux(
     return MuxResult(output, copied=not reason, reason=reason, notes=notes)
 
 
-def _create_mp4(path: Path) -> OutputContainer:
+@contextmanager
+def _create_mp4(path: Path) -> Iterator[OutputContainer]:
     name = f"file:{path.absolute()}"
-    return av.open(name, "w", format="mp4", container_options=_MUXER, metadata_errors="replace")
+    with av.open(name, "w", format="mp4", container_options=_MUXER, metadata_errors="replace") as target:
+        yield target
+    if ROOM in target.metadata:
+        write_player_tags(path, target.metadata)
 
 
 def _decoded_at(packet: Packet[Any]) -> Fraction:
