@@ -138,7 +138,7 @@ def test_tags_are_where_players_look_for_them(tmp_path: Path) -> None:
     assert boxes(content, *udta, b"meta", b"ilst", b"\xa9nam", b"data")[8:] == b"My film"
     assert boxes(content, *udta, b"\xa9xyz")[4:] == b"+48.1372+011.5756/"
     assert boxes(content, *udta, b"chpl") and b"mdtaprompt" in boxes(content, b"moov", b"meta", b"keys")
-    assert b"mdtaroom" not in content
+    assert b"thinksound.room" not in content
     plain = with_sound(film(tmp_path / "plain.mkv"), tmp_path / "plain.mp4", seed="7")
     assert plain.copied and b"free" not in boxes((tmp_path / "plain.mp4").read_bytes(), b"moov")
 

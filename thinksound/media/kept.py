@@ -103,7 +103,10 @@ def find_kept(
     wanted = [each for each in container.streams.subtitles if _codec(each) in _TEXT_CODECS]
     cues = _read_cues(path, stream, wanted, timeline) if wanted else {}
     subtitles = [Subtitles(each, cues[each.index]) for each in wanted if cues[each.index]]
-    left_out = [*_left_out(container, stream), *lost, *dropped]
+    surplus = len(chapters) - _MAX_CHAPTERS
+    chapters = chapters[:_MAX_CHAPTERS]
+    more = [f"{surplus} chapter{'s' * (surplus > 1)}"] if surplus > 0 else []
+    left_out = [*_left_out(container, stream), *lost, *dropped, *more]
     notes = [_sound_note(container)] if container.streams.audio else []
     if left_out:
         notes.append(f"left out: {', '.join(left_out)}")
@@ -205,7 +208,7 @@ def _chapters(found: list[Chapter], timeline: Timeline) -> list[Chapter]:
     for chapter in found:
         unit = chapter["time_base"] or UNIT
         span = _within(chapter["start"] * unit, chapter["end"] * unit, timeline)
-        if span and len(chapters) < _MAX_CHAPTERS:
+        if span:
             start, end = (int(time / UNIT) for time in span)
             title = _CONTROL.sub(" ", chapter["metadata"].get("title", ""))[:_MAX_CUE]
             chapters.append(

@@ -16,7 +16,7 @@ import av
 
 from .editlist import _boxes
 
-ROOM = "room"  # the name of the tag that makes the room; it is gone in the end
+ROOM = "thinksound.room"  # the name of the tag that makes the room; it is gone in the end
 
 _ATOMS = {
     "title": b"\xa9nam",
