@@ -284,7 +284,7 @@ NOT_VIDEOS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "16400x1024 pixels",
     ),
     "a name that is too long": (lambda folder: folder / ("x" * 300), "check the name"),
-    "a null character": (lambda folder: folder / "a\0b.mp4", "a\0b.mp4"),
+    "a null character": (lambda folder: folder / "a\0b.mp4", r"a\\x00b.mp4"),
 }
 
 

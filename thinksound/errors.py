@@ -9,11 +9,26 @@
 
 A message says what came, what is allowed, and what to do next. The command line and the
 Cog predictor show the message alone; any other exception is a bug and keeps its traceback.
+Names and tags of files are part of messages: what could steer a terminal is shown escaped.
 """
+
+import re
+
+# Control characters (ESC among them), line and paragraph separators, overrides of the writing direction,
+# and surrogates, which stand for bytes of file names that are no text.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text as one line that no terminal takes for a command; letters, signs and emoji stay as they are."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class ThinkSoundError(Exception):
     """Base of all errors whose message is meant for the user."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(ThinkSoundError, ValueError):
@@ -39,6 +54,9 @@ class OutputError(ThinkSoundError):
 
 class WeightsError(ThinkSoundError):
     """Weight files are missing, damaged, or belong to another network."""
+
+    def __str__(self) -> str:  # a list of missing files has a line for each
+        return "\n".join(printable(line) for line in Exception.__str__(self).split("\n"))
 
 
 class PlacementError(ThinkSoundError):

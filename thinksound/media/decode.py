@@ -41,7 +41,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ..errors import InputError, MediaError
+from ..errors import InputError, MediaError, printable
 from ..rates import (
     CLIP_FPS,
     MAX_DURATION_S,
@@ -53,8 +53,10 @@ from ..rates import (
 from .editlist import edit_list_end
 from .frames import IMAGE_SIZE, clip_pixels, sync_pixels
 from .probe import VideoInfo, frame_rotation, open_video, probe
+from .shortage import check_shortage
 from .timeline import FrameShape, PresentedFrames, TimedFrame, Timeline
 
+MAX_FRAMES = 250_000  # three minutes at 1,388 fps; each takes about a kilobyte until the video is written
 _GROWTH = 32  # pictures (5 MB) by which a list's memory grows
 
 _ROUNDING = Fraction(2, 1000)  # s
@@ -103,7 +105,8 @@ def decode_video(
     Raises:
         InputError: ``duration_s`` is not a number between 0.1 and 180.
         MediaError: the file cannot be used: see :func:`probe`; shorter than 0.1 s or longer than
-            180 s; or damaged so much that less than 0.1 s decodes.
+            180 s; of more than 250,000 frames; or damaged so much that less than 0.1 s decodes.
+        PlacementError: out of memory.
     """
     if duration_s is not None and not MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
         raise InputError(
@@ -135,7 +138,8 @@ def _goes_on_after(container: InputContainer, stream: VideoStream, limit_s: floa
             packet.pts is not None and packet.pts > limit and not packet.is_discard
             for packet in container.demux(stream)
         )
-    except av.error.FFmpegError:
+    except av.error.FFmpegError as error:
+        check_shortage(error)
         return False  # cannot be searched: decoding will tell
 
 
@@ -176,6 +180,11 @@ class _Decoder:
                 if self._clip.full and self._sync.full:
                     break
             else:
+                if len(times) == MAX_FRAMES:
+                    raise MediaError(
+                        f"{self._info.path}: more than {MAX_FRAMES:,} frames; "
+                        "lower its frame rate or cut the video"
+                    )
                 times.append(timed.time)
                 shapes[timed.shape] = None
             shown, picture = timed, _Picture(timed.frame, self._to_rgb)
@@ -192,7 +201,7 @@ class _Decoder:
             timeline=timeline,
             clip_frames=self._clip.finish(clip_frame_count(float(timeline.duration)), picture),
             sync_frames=self._sync.finish(sync_frame_count(float(timeline.duration)), picture),
-            notes=self._notes(timeline),
+            notes=tuple(printable(note) for note in self._notes(timeline)),
         )
         progress(1.0)
         return result
@@ -273,8 +282,12 @@ class _ToRGB:
             self._graph.link_nodes(
                 source, self._graph.add("format", "pix_fmts=rgb24"), self._graph.add("buffersink")
             ).configure()
-        self._graph.vpush(frame)
-        rgb = self._graph.vpull().to_ndarray()
+        try:
+            self._graph.vpush(frame)
+            rgb = self._graph.vpull().to_ndarray()
+        except av.error.BlockingIOError as error:
+            # Every frame comes out at once, unless there was no room for it.
+            raise MemoryError from error
         return np.ascontiguousarray(np.rot90(rgb, frame_rotation(frame) // 90))
 
 

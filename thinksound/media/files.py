@@ -14,9 +14,16 @@ from urllib.request import url2pathname
 
 import av
 
-from ..errors import MediaError, OutputError
+from ..errors import MediaError, OutputError, PlacementError
+from .shortage import said
 
-_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_SAID = {
+    errno.ENOSPC: "no space left on the device; free some or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EFBIG: "larger than the file system or the limit on file sizes (ulimit -f) allows; "
+    "choose another folder or raise the limit",
+    errno.EMFILE: "too many open files; close some or raise the limit (ulimit -n)",
+}
 
 # Two letters at least before the colon: "C:/clip.mp4" is a file of Windows.
 _URL = re.compile(
@@ -99,7 +106,9 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequenc
             raise OutputError(f"{path}: the folder {path.parent} is not writable; choose another one")
         if any(path.exists() and each.exists() and path.samefile(each) for each in inputs):
             raise OutputError(f"{path}: this would replace an input; choose another name")
-    except (OSError, ValueError) as error:  # a name too long, a null character
+    except OSError as error:  # a name too long, a closed folder
+        raise OutputError(f"{path}: not a usable file name ({said(error)}); choose another one") from None
+    except ValueError as error:  # a null character
         raise OutputError(f"{path}: not a usable file name ({error}); choose another one") from None
     return path
 
@@ -125,17 +134,19 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
     Raises:
         OutputError: the file cannot be written.
+        PlacementError: out of memory.
     """
     path = check_output(path)
     temporary = path.parent / f".{secrets.token_hex(8)}.part"
     try:
         yield temporary
         temporary.replace(path)
+    except MemoryError as error:
+        raise PlacementError(
+            f"{path}: out of memory while it was written; free some, or give a smaller video"
+        ) from error
     except (OSError, av.error.FFmpegError) as error:
-        if error.errno in _FULL:
-            message = "no space left on the device; free some or choose another folder"
-        else:
-            message = f"cannot be written ({error.strerror})"
+        message = _SAID.get(error.errno or 0) or f"cannot be written ({said(error)})"
         raise OutputError(f"{path}: {message}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NoReturn
 
 import av
 from av.container import InputContainer
@@ -23,10 +24,13 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from ..errors import MediaError
+from ..errors import MediaError, printable
 from .files import local_path
+from .shortage import check_room, check_shortage, said, shortages_named
 
-MAX_SIDE = 16_384  # pixels: two steps above 4K, and what H.264 and HEVC levels end at
+MAX_SIDE = 16_384  # pixels
+# Of a frame: 8192x4352, the largest of H.264, HEVC, VP9 and AV1 levels. It bounds the memory of a request.
+MAX_PIXELS = 35_651_584
 MIN_SIDE = 4  # pixels
 MAX_ASPECT = 32  # long side over short side
 
@@ -45,6 +49,7 @@ DEMUXERS = (
 _PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "hevc", "hevx", "heim", "heis", "mif1", "msf1"}
 _GIVE = "give a file such as MP4, MOV, MKV, WebM or GIF"
 _AGAIN = "copy or export the file again"
+_BIG_FRAMES = 256 * 2**20  # bytes; what the threads of a decoder may hold at once
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 # A track with fewer frames than _FEW is a cover beside one that has _FEW times as many.
 _FEW = 10
@@ -128,23 +133,31 @@ def open_media(path: Path | str) -> Iterator[InputContainer]:
 
     Raises:
         MediaError: the file is missing or damaged.
+        PlacementError: memory runs out, also in the block.
     """
     path = local_path(path)
     _check_file(path)
-    try:
-        container = av.open(
-            # The prefix keeps "http:x.mp4" or "-i.mp4" a file name.
-            f"file:{path.absolute()}",
-            mode="r",
-            options={"protocol_whitelist": "file", "format_whitelist": DEMUXERS},
-            metadata_errors="replace",
-        )
-    except (av.error.FFmpegError, ValueError) as error:
-        if not os.access(path, os.R_OK):
-            raise MediaError(f"{path}: no permission to read this file") from None
-        raise MediaError(f"{path}: {_why_unreadable(path)}") from error
-    with container:
-        yield container
+    with shortages_named(path):
+        try:
+            container = av.open(
+                # The prefix keeps "http:x.mp4" or "-i.mp4" a file name. A relative one stays short.
+                f"file:{path}",
+                mode="r",
+                options={
+                    "protocol_whitelist": "file",
+                    "format_whitelist": DEMUXERS,
+                    "max_pixels": str(MAX_PIXELS),
+                },
+                metadata_errors="replace",
+            )
+        except (av.error.FFmpegError, ValueError) as error:
+            if isinstance(error, av.error.FFmpegError):
+                check_shortage(error)
+            if not os.access(path, os.R_OK):
+                raise MediaError(f"{path}: no permission to read this file") from None
+            raise MediaError(f"{path}: {_why_unreadable(path)}") from error
+        with container:
+            yield container
 
 
 @contextmanager
@@ -157,9 +170,31 @@ def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]
     path = local_path(path)
     with open_media(path) as container:
         stream = _moving_pictures(path, container)
-        _check_size(path, stream.codec_context.width, stream.codec_context.height)
+        _check_size(path, *_size(path, container, stream))
         stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        # Each thread may hold a frame; the result is the same with any number.
+        threads = max(1, min(_BIG_FRAMES // frame_bytes(stream), _available_threads()))
+        stream.codec_context.thread_count = threads
         yield container, stream
+
+
+def frame_bytes(stream: VideoStream) -> int:
+    """Memory that one decoded frame takes, in bytes."""
+    context = stream.codec_context
+    bits = context.format.padded_bits_per_pixel if context.format else 32
+    return max(1, context.width * context.height * bits // 8)
+
+
+def decoding_bytes(stream: VideoStream) -> int:
+    """Memory that decoding one more packet may take, in bytes: generous, not a measurement."""
+    return frame_bytes(stream) * (stream.codec_context.thread_count + 3) + 2**24
+
+
+def _available_threads() -> int:
+    """As many as FFmpeg starts by itself: one more than this process has cores, 16 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores + 1, 16) if cores > 1 else 1
 
 
 def moving_streams(container: InputContainer) -> list[VideoStream]:
@@ -216,7 +251,9 @@ def _check_file(path: Path) -> None:
             raise MediaError(f"{path}: not a regular file; save the video to a file first")
         if path.stat().st_size == 0:
             raise MediaError(f"{path}: the file is empty (0 bytes); give a video file")
-    except (OSError, ValueError) as error:  # a name too long, a null character, a closed folder
+    except OSError as error:  # a name too long, a closed folder
+        raise MediaError(f"{path}: cannot be opened ({said(error)}); check the name") from None
+    except ValueError as error:  # a null character
         raise MediaError(f"{path}: cannot be opened ({error}); check the name") from None
 
 
@@ -272,13 +309,24 @@ def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
     return stream
 
 
+def _size(path: Path, container: InputContainer, stream: VideoStream) -> tuple[int, int]:
+    context = stream.codec_context
+    if not context.width and container.format.name in ("gif", "apng"):
+        # Larger than the decoder was allowed to open; these two allocate nothing to find it.
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as unlimited:
+            context = unlimited.streams.video[0].codec_context
+            return context.width, context.height
+    return context.width, context.height
+
+
 def _is_single_packet(path: Path) -> bool:
     try:
-        with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as container:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
             packets = (packet for packet in container.demux(video=0) if packet.size)
             next(packets, None)
             return next(packets, None) is None
-    except av.error.FFmpegError:
+    except av.error.FFmpegError as error:
+        check_shortage(error)
         return False  # damaged: decoding will tell
 
 
@@ -303,19 +351,44 @@ def _check_size(path: Path, width: int, height: int) -> None:
             f"{path}: pictures of {width}x{height} pixels; allowed are {MIN_SIDE} to {MAX_SIDE} on a side "
             f"and at most {MAX_ASPECT}:1; scale the video first"
         )
+    if width * height > MAX_PIXELS:
+        raise MediaError(
+            f"{path}: frames of {width}x{height} = {width * height:,} pixels; "
+            f"allowed are {MAX_PIXELS:,} (8192x4352); scale the video first"
+        )
+
+
+def is_too_large(stream: VideoStream) -> bool:
+    """Whether the frame that a decoder refused just now was larger than allowed."""
+    # Some decoders keep the size that they refused, others forget it.
+    return not 0 < stream.codec_context.width * stream.codec_context.height <= MAX_PIXELS
+
+
+def refuse_growth(path: Path) -> NoReturn:
+    """Raise for a video whose frames become larger than allowed."""
+    raise MediaError(
+        f"{path}: its frames become larger than {MAX_PIXELS:,} pixels (8192x4352); scale the video first"
+    )
 
 
 def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
+    too_large = False
     try:
         for packet in container.demux(stream):
+            room = decoding_bytes(stream)
+            check_room(room)
             try:
                 frames = packet.decode()
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
+                check_shortage(error, room)
+                too_large = is_too_large(stream)
                 continue  # a damaged beginning: later packets may decode
             if frames:
                 return frames[0]
-    except av.error.FFmpegError:
-        pass  # the file ends in the middle of a packet
+    except av.error.FFmpegError as error:
+        check_shortage(error)  # else the file ends in the middle of a packet
+    if too_large:
+        refuse_growth(path)
     raise MediaError(f"{path}: damaged (no picture can be decoded); {_AGAIN}")
 
 
@@ -344,4 +417,5 @@ def _describe(stream: Stream) -> str:
         return f"video: {stream.name} {stream.width}x{stream.height} {stream.pix_fmt}{fps}{cover}"
     if isinstance(stream, av.AudioStream) and stream.codec_context is not None:
         return f"audio: {stream.name} {stream.rate} Hz, {stream.layout.name}"
-    return f"{stream.type}: {getattr(stream, 'name', None) or 'unknown'}"
+    # The name of an attachment is that of a file.
+    return f"{stream.type}: {printable(getattr(stream, 'name', None) or 'unknown')}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import MediaError
 from .probe import moving_streams, open_media
+from .shortage import check_shortage
 
 _GAP_S = 0.05  # a larger step in the times is a gap, a smaller one the rounding of the container
 
@@ -98,7 +99,8 @@ def _frames(
     for packet in _packets(container, stream):
         try:
             frames = packet.decode()
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            check_shortage(error)
             lost = end_s is not None
             continue
         for frame in frames:
@@ -116,8 +118,11 @@ def _packets(container: InputContainer, stream: AudioStream) -> Iterator[Packet[
     while True:
         try:
             yield next(packets)
-        except (StopIteration, av.error.FFmpegError):  # the latter: the file ends in the middle of a packet
+        except StopIteration:
             return
+        except av.error.FFmpegError as error:
+            check_shortage(error)
+            return  # the file ends in the middle of a packet
 
 
 class _Resampler:

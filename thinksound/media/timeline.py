@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from statistics import median_low
 
 import av
@@ -21,7 +22,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .probe import frame_rotation
+from .probe import decoding_bytes, frame_rotation, is_too_large, refuse_growth
+from .shortage import check_room, check_shortage
 
 _FALLBACK_INTERVAL = Fraction(1, 25)  # s, where neither the stream nor its pictures say
 _FASTEST = 1000  # frames per second; a stream that claims more names a unit of its clock
@@ -105,6 +107,7 @@ class PresentedFrames:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.damaged = False
         self._container = container
+        self._path = Path(container.name.removeprefix("file:"))
         self._stream = stream
         self._time_base = Fraction(stream.time_base or _FALLBACK_INTERVAL)
         stream.codec_context.flags |= Flags.copy_opaque  # so that a frame names its packet
@@ -186,16 +189,25 @@ class PresentedFrames:
         return heapq.heappop(self._unsorted) if self._unsorted else None
 
     def _frames(self) -> Iterator[VideoFrame]:
+        too_large = 0  # packets in a row
         for packet in self._numbered_packets():
             if packet is not None and packet.is_corrupt:
                 self.damaged = True
             if self._unsorted is not None and packet is not None and packet.size and packet.dts is not None:
                 heapq.heappush(self._unsorted, packet.dts)
+            # What finds no room is skipped like damage, not always with an error.
+            room = decoding_bytes(self._stream)
+            check_room(room)
             try:
                 frames = self._stream.decode(packet)
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
+                check_shortage(error, room)
+                too_large = too_large + 1 if is_too_large(self._stream) else 0
+                if too_large > 1:  # one alone is a damaged packet
+                    refuse_growth(self._path)
                 self.damaged = True
                 continue
+            too_large = 0 if frames else too_large
             for frame in frames:
                 self.damaged |= frame.is_corrupt
                 _make_convertible(frame)
@@ -217,7 +229,8 @@ class PresentedFrames:
         while True:
             try:
                 packet = next(packets, None)
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
+                check_shortage(error)
                 self.damaged = True  # the file ends in the middle of a packet
                 packet = None
             if packet is None or (packet.size == 0 and packet.dts is None):

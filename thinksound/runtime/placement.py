@@ -249,8 +249,10 @@ def memory_errors(advice: str = _ADVICE) -> Iterator[None]:
         yield
         return
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            message = str(error).split(". ")[0] or "out of memory"
+        if isinstance(error, MemoryError):
+            message = "out of memory"
+        elif isinstance(error, torch.OutOfMemoryError):
+            message = str(error).split(". ")[0]
         else:
             # Neither PyTorch's CPU allocator nor CUDA's libraries have an exception class of their own.
             message = next((words for sign, words in _OUT_OF_MEMORY.items() if sign in str(error)), "")
