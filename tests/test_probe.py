@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -399,3 +402,127 @@ def test_a_file_may_have_a_name_like_a_url_or_a_pattern(
         Path(name).parent.mkdir(exist_ok=True)
         shutil.copy(clips / "cfr25_1p0s.mp4", name)
         assert probe(name).path == Path(name)
+# --- frames that are too large, names that steer terminals, and failures of the system
+
+
+def bomb_gif(path: Path, width: int, height: int) -> Path:
+    """A small animation on a screen of any size."""
+    pictures = [Image.fromarray(make.numbered(index, 64, 48)) for index in (1, 2)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=200)
+    content = bytearray(path.read_bytes())
+    content[6:10] = struct.pack("<HH", width, height)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("size", [(16_000, 16_000), (8192, 4353)])
+def test_a_screen_that_needs_gigabytes_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = bomb_gif(tmp_path / "bomb.gif", *size)
+    with pytest.raises(MediaError, match=rf"frames of {size[0]}x{size[1]} = .* allowed are 35,651,584"):
+        probe(path)
+
+
+def test_frames_of_many_bytes_a_pixel_are_refused(tmp_path: Path) -> None:
+    path = make.render(
+        tmp_path / "deep.mkv", size=(6144, 4096), codec="rawvideo", frames=1, pixel_format="rgba64le"
+    )
+    with pytest.raises(MediaError, match="6144x4096 rgba64.* 201 MB each; allowed are 143 MB"):
+        probe(path)
+
+
+def test_frames_that_grow_past_the_limit_are_refused(tmp_path: Path) -> None:
+    parts = [
+        make.render(
+            tmp_path / f"{w}.mjpeg", size=(w, h), codec="mjpeg", frames=count, pixel_format="yuvj420p"
+        )
+        for w, h, count in ((64, 48, 5), (8192, 4368, 2))
+    ]
+    path = written(tmp_path / "grows.mjpeg", b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(MediaError, match="frames become larger than 35,651,584 pixels"):
+        decode_video(path)
+
+
+def test_one_damaged_size_is_no_growth(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "clip.mjpeg", codec="mjpeg", frames=10, pixel_format="yuvj420p")
+    content = bytearray(path.read_bytes())
+    starts = [found.start() for found in re.finditer(b"\xff\xc0\x00\x11\x08", bytes(content))]
+    content[starts[5] + 5 : starts[5] + 9] = b"\xff\xf0\xff\xf0"
+    path.write_bytes(content)
+    decoded = decode_video(path)
+    assert decoded.timeline.damaged and decoded.frame_count == 9
+
+
+def test_control_characters_of_names_are_escaped_and_letters_kept(tmp_path: Path) -> None:
+    name = "\x1b[2J\n\u202e\u2028\x9b\udcff 雨音 ünï 👩\u200d🎤.mkv"
+    with pytest.raises(MediaError) as caught:
+        probe(tmp_path / name)
+    assert r"\x1b[2J\n\u202e\u2028\x9b\udcff 雨音 ünï 👩" + "\u200d🎤.mkv: no such file" in str(caught.value)
+
+
+def test_names_of_attachments_are_escaped(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "plain.mkv")
+    with av.open(path) as source, av.open(tmp_path / "named.mkv", "w") as output:
+        copy = output.add_stream_from_template(source.streams.video[0])
+        output.add_attachment("\x1b[2J\nforged", "text/plain", b"text")
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copy
+                output.mux(packet)
+    assert r"attachment: \x1b[2J\nforged" in probe(tmp_path / "named.mkv").streams
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no limit on open files")
+def test_too_many_open_files_are_named(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "ok.mp4")
+    probe(path)  # loads what needs files of its own
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/dev/fd")) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(3, used), limits[1]))
+    try:
+        with pytest.raises(MediaError, match="too many open files"):
+            probe(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders of this depth")
+def test_a_path_that_is_too_long_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make.render(tmp_path / "ok.mp4")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(21):
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+    shutil.copy(path, "c.mp4")
+    with pytest.raises(MediaError, match="file name too long.*shorter path"):
+        probe("c.mp4")
+
+
+LOW_MEMORY = """
+import os, resource, sys
+from pathlib import Path
+import thinksound.media.decode
+from thinksound.errors import ThinkSoundError
+
+for megabytes in map(int, sys.argv[2:]):
+    if os.fork() == 0:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + megabytes * 2**20,) * 2)
+        try:
+            print(thinksound.media.decode.decode_video(sys.argv[1]).frame_count, flush=True)
+        except ThinkSoundError as error:
+            print(type(error).__name__, str(error).split(": ")[-1], flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's accounts")
+def test_a_lack_of_memory_is_never_called_damage_and_drops_no_frame(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "good.mp4", size=(1280, 720), frames=20)
+    command = [sys.executable, "-c", LOW_MEMORY, str(path), *map(str, (8, 24, 40, 64, 1024))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    said = done.stdout.splitlines()
+    short = "PlacementError out of memory; free some, or give a smaller video"
+    assert len(said) == 5 and set(said) <= {"20", short} and (said[0], said[-1]) == (short, "20"), done

@@ -6,6 +6,7 @@ everything in one file are opened at all: a playlist cannot make the decoder rea
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -31,6 +32,7 @@ from .shortage import check_room, check_shortage, said, shortages_named
 MAX_SIDE = 16_384  # pixels
 # Of a frame: 8192x4352, the largest of H.264, HEVC, VP9 and AV1 levels. It bounds the memory of a request.
 MAX_PIXELS = 35_651_584
+MAX_FRAME_BYTES = 4 * MAX_PIXELS  # such as 8-bit RGBA or 10-bit 4:2:2 of that size
 MIN_SIDE = 4  # pixels
 MAX_ASPECT = 32  # long side over short side
 
@@ -140,8 +142,8 @@ def open_media(path: Path | str) -> Iterator[InputContainer]:
     with shortages_named(path):
         try:
             container = av.open(
-                # The prefix keeps "http:x.mp4" or "-i.mp4" a file name. A relative one stays short.
-                f"file:{path}",
+                # The prefix keeps "http:x.mp4" or "-i.mp4" a file name.
+                f"file:{path.absolute()}",
                 mode="r",
                 options={
                     "protocol_whitelist": "file",
@@ -171,10 +173,17 @@ def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]
     with open_media(path) as container:
         stream = _moving_pictures(path, container)
         _check_size(path, *_size(path, container, stream))
+        size = frame_bytes(stream)
+        if size > MAX_FRAME_BYTES:
+            context = stream.codec_context
+            raise MediaError(
+                f"{path}: frames of {context.width}x{context.height} {context.pix_fmt} take "
+                f"{size // 10**6} MB each; allowed are {MAX_FRAME_BYTES / 1e6:.0f} MB; scale the video or convert it to 8 or 10 bits"
+            )
         stream.thread_type = "AUTO"
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         # Each thread may hold a frame; the result is the same with any number.
-        threads = max(1, min(_BIG_FRAMES // frame_bytes(stream), _available_threads()))
+        threads = max(1, min(_BIG_FRAMES // size, _available_threads()))
         stream.codec_context.thread_count = threads
         yield container, stream
 
@@ -243,16 +252,20 @@ def _count_frames(path: Path, tracks: list[int]) -> dict[int, int]:
 
 def _check_file(path: Path) -> None:
     try:
-        if path.is_dir():
+        # Libraries that are loaded later need the whole path, and fail where the system finds it too long.
+        place = path.absolute()
+        if place.is_dir():
             raise MediaError(f"{path}: this is a directory; give one video file")
-        if not path.exists():
+        if not place.exists():
             raise MediaError(f"{path}: no such file; check the name and the folder")
-        if not path.is_file():
+        if not place.is_file():
             raise MediaError(f"{path}: not a regular file; save the video to a file first")
-        if path.stat().st_size == 0:
+        if place.stat().st_size == 0:
             raise MediaError(f"{path}: the file is empty (0 bytes); give a video file")
     except OSError as error:  # a name too long, a closed folder
-        raise MediaError(f"{path}: cannot be opened ({said(error)}); check the name") from None
+        too_long = error.errno == errno.ENAMETOOLONG
+        shorten = ", or move the file to a folder with a shorter path" if too_long else ""
+        raise MediaError(f"{path}: cannot be opened ({said(error)}); check the name{shorten}") from None
     except ValueError as error:  # a null character
         raise MediaError(f"{path}: cannot be opened ({error}); check the name") from None
 
@@ -313,7 +326,7 @@ def _size(path: Path, container: InputContainer, stream: VideoStream) -> tuple[i
     context = stream.codec_context
     if not context.width and container.format.name in ("gif", "apng"):
         # Larger than the decoder was allowed to open; these two allocate nothing to find it.
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as unlimited:
+        with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as unlimited:
             context = unlimited.streams.video[0].codec_context
             return context.width, context.height
     return context.width, context.height
@@ -321,7 +334,7 @@ def _size(path: Path, container: InputContainer, stream: VideoStream) -> tuple[i
 
 def _is_single_packet(path: Path) -> bool:
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as container:
             packets = (packet for packet in container.demux(video=0) if packet.size)
             next(packets, None)
             return next(packets, None) is None

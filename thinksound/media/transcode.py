@@ -24,10 +24,15 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from .probe import VideoInfo
+from .shortage import check_room, check_shortage
 from .timeline import FrameShape, TimedFrame, Timeline
 
 # Visually lossless at usual distances. Without B-frames, decoding and presentation times agree.
 _X264 = {"crf": "18", "preset": "fast", "bf": "0"}
+# Above 4K, the forty frames that the encoder looks ahead would take gigabytes.
+_LARGE = 4096 * 2304  # pixels
+_X264_LARGE = {"rc-lookahead": "0", "refs": "1"}
+_BYTES = 12  # per pixel, of the frames that one step may need: generous, not a measurement
 _TURNS: dict[int, list[tuple[str, ...]]] = {  # filters that turn a frame upright, by its rotation
     0: [],
     90: [("transpose", "cclock")],
@@ -111,9 +116,10 @@ def encode_h264(
     prepared = _prepared(chain([first], frames), canvas)
     _, picture = shown = next(prepared)
 
+    large = _X264_LARGE if canvas.width * canvas.height > _LARGE else {}
     # The rate decides the level. What the container claims may be a unit of its clock.
     rate = timeline.rate.limit_denominator(1001)
-    encoder = target.add_stream("libx264", rate=rate, options=_X264)
+    encoder = target.add_stream("libx264", rate=rate, options=_X264 | large)
     encoder.time_base = time_base
     context = encoder.codec_context
     context.time_base = time_base
@@ -138,8 +144,17 @@ def _encoded(
         frame.pts, frame.time_base = round((time - start) / time_base), time_base
         frame.pict_type = PictureType.NONE  # the encoder chooses
         stays.append(round((after - start) / time_base) - frame.pts)
-        yield from _with_durations(encoder.encode(frame), stays)
-    yield from _with_durations(encoder.encode(None), stays)
+        yield from _with_durations(_encode(encoder, frame), stays)
+    yield from _with_durations(_encode(encoder, None), stays)
+
+
+def _encode(encoder: VideoStream, frame: VideoFrame | None) -> list[Packet[VideoStream]]:
+    try:
+        return encoder.encode(frame)
+    except av.error.FFmpegError as error:
+        # x264 has one error for everything.
+        check_shortage(error, encoder.width * encoder.height * _BYTES + 2**24)
+        raise
 
 
 def _with_durations(packets: list[Packet[VideoStream]], stays: deque[int]) -> Iterator[Packet[VideoStream]]:
@@ -150,6 +165,7 @@ def _with_durations(packets: list[Packet[VideoStream]], stays: deque[int]) -> It
 
 def _prepared(frames: Iterator[TimedFrame], canvas: Canvas) -> Iterator[tuple[Fraction, VideoFrame]]:
     """The filtered pictures with their times: filters keep the number and the order."""
+    room = canvas.width * canvas.height * _BYTES + 2**24
     times: deque[Fraction] = deque()  # of the pictures that are in the filters
     for _, alike in groupby(frames, _kind):
         graph: Graph | None = None
@@ -159,6 +175,7 @@ def _prepared(frames: Iterator[TimedFrame], canvas: Canvas) -> Iterator[tuple[Fr
             # Deinterlacing wants increasing ones.
             timed.frame.pts, timed.frame.time_base = index, Fraction(1, 25)
             times.append(timed.time)
+            check_room(room)  # filters drop what finds none, without an error
             graph.vpush(timed.frame)
             yield from _pulled(graph, times)
         assert graph is not None
