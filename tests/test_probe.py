@@ -424,9 +424,9 @@ def test_a_screen_that_needs_gigabytes_is_refused(tmp_path: Path, size: tuple[in
 
 def test_frames_of_many_bytes_a_pixel_are_refused(tmp_path: Path) -> None:
     path = make.render(
-        tmp_path / "deep.mkv", size=(6144, 4096), codec="rawvideo", frames=1, pixel_format="rgba64le"
+        tmp_path / "deep.mkv", size=(6144, 4096), codec="ffv1", frames=1, pixel_format="rgba64le"
     )
-    with pytest.raises(MediaError, match="6144x4096 rgba64.* 201 MB each; allowed are 143 MB"):
+    with pytest.raises(MediaError, match=r"6144x4096 .*16le take 201 MB each; allowed are 143 MB"):
         probe(path)
 
 
@@ -478,7 +478,7 @@ def test_too_many_open_files_are_named(tmp_path: Path) -> None:
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(int(name) for name in os.listdir("/dev/fd")) + 1
+    used = max(int(each.name) for each in Path("/dev/fd").iterdir()) + 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(3, used), limits[1]))
     try:
         with pytest.raises(MediaError, match="too many open files"):
@@ -492,10 +492,10 @@ def test_a_path_that_is_too_long_is_said_to_be(tmp_path: Path, monkeypatch: pyte
     path = make.render(tmp_path / "ok.mp4")
     monkeypatch.chdir(tmp_path)
     for _ in range(21):
-        os.mkdir("d" * 200)
+        Path("d" * 200).mkdir()
         os.chdir("d" * 200)
     shutil.copy(path, "c.mp4")
-    with pytest.raises(MediaError, match="file name too long.*shorter path"):
+    with pytest.raises(MediaError, match=r"file name too long.*shorter path"):
         probe("c.mp4")
 
 

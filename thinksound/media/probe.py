@@ -178,7 +178,8 @@ def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]
             context = stream.codec_context
             raise MediaError(
                 f"{path}: frames of {context.width}x{context.height} {context.pix_fmt} take "
-                f"{size // 10**6} MB each; allowed are {MAX_FRAME_BYTES / 1e6:.0f} MB; scale the video or convert it to 8 or 10 bits"
+                f"{size // 10**6} MB each; allowed are {MAX_FRAME_BYTES / 1e6:.0f} MB; "
+                "scale the video or convert it to 8 or 10 bits"
             )
         stream.thread_type = "AUTO"
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
