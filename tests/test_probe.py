@@ -402,6 +402,8 @@ def test_a_file_may_have_a_name_like_a_url_or_a_pattern(
         Path(name).parent.mkdir(exist_ok=True)
         shutil.copy(clips / "cfr25_1p0s.mp4", name)
         assert probe(name).path == Path(name)
+
+
 # --- frames that are too large, names that steer terminals, and failures of the system
 
 
