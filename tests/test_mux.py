@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -109,7 +110,10 @@ COPIED: dict[str, tuple[str, dict[str, Any]]] = {
     "H.264, fragments": ("f.mp4", {"options": B_FRAMES, "container_options": {"movflags": "frag_keyframe"}}),
     "H.264, interlaced": ("i.mp4", {"options": {"flags": "+ildct+ilme", "x264-params": "tff=1"}}),
     "H.264, Flash": ("a.flv", {"options": B_FRAMES}),
-    "H.264, irregular": ("v.mkv", {"times": [0, 0.033, 0.1, 0.4, 0.41, 0.5, 1.7, 1.8], "options": B_FRAMES}),
+    "H.264, irregular": (
+        "v.mkv",
+        {"times": [0, 0.033, 0.1, 0.4, 0.41, 0.5, 1.7, 1.8], "stay_s": 0.25, "options": B_FRAMES},
+    ),
     "HEVC": ("h.mp4", {"codec": "libx265", "options": X265}),
     "HEVC, Matroska": ("h.mkv", {"codec": "libx265", "options": X265}),
     "AV1": ("n.mp4", {"codec": "libsvtav1", "options": QUICK_AV1}),
@@ -168,7 +172,7 @@ def test_frames_with_one_time_are_copied_with_times_of_their_own(
 
 @pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4", "clip.ts"])
 @pytest.mark.parametrize(
-    "times", [[n / 25 for n in range(20)] + [1.5, 2.0], [0] + [1 + n / 25 for n in range(20)]]
+    "times", [[n / 25 for n in range(60)] + [2.8, 3.1], [0] + [1 + n / 25 for n in range(60)]]
 )
 @pytest.mark.parametrize("codec, options", [("libx264", B_FRAMES), ("libx265", X265)])
 def test_the_frames_of_a_copy_last_as_long_as_its_sound(
@@ -179,6 +183,26 @@ def test_the_frames_of_a_copy_last_as_long_as_its_sound(
     with av.open(tmp_path / "out.mp4") as container:
         lengths = [float(stream.duration * stream.time_base) for stream in container.streams]
     assert lengths == pytest.approx([video.duration_s] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+@pytest.mark.parametrize(
+    "times, stay_s", [([n / 25 for n in range(20)], 2), ([*(n / 25 for n in range(20)), 1.5, 2.0], 0)]
+)
+def test_b_frames_of_which_a_copy_would_lose_the_length_are_encoded_again(
+    tmp_path: Path, times: list[float], stay_s: float, name: str
+) -> None:
+    video = decode_video(make.render(tmp_path / name, options=B_FRAMES, times=times, stay_s=stay_s))
+    result = muxed(video, tmp_path / "out.mp4")
+    assert "stays for another time" in result.reason
+    files = [tmp_path / "out.mp4"]
+    if ffmpeg := shutil.which("ffmpeg"):
+        files.append(tmp_path / "copy.mp4")
+        subprocess.run([ffmpeg, "-v", "error", "-i", files[0], "-c", "copy", files[1]], check=True)
+    for path in files:
+        with av.open(path) as container:
+            lengths = [float(stream.duration * stream.time_base) for stream in container.streams]
+        assert lengths == pytest.approx([video.duration_s] * 2, abs=0.03)
 
 
 def test_the_rate_that_a_container_claims_does_not_set_the_level(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, ThinkSoundError
+from ..errors import InputError, ThinkSoundError, printable
 from ..presets import PRESETS
 from .arguments import add_model, as_typed, number, whole
 from .progress import Bars
@@ -223,12 +223,13 @@ def _generate(
     say(f"Seed {result.seed}")
     for path in (output, arguments.audio, arguments.dump):
         if path is not None:
-            print(path)
+            # A script needs the name as it is, a terminal must not obey it.
+            print(printable(str(path)) if sys.stdout.isatty() else path)
     sys.stdout.flush()
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
 
 
 def _silent(message: str) -> None:

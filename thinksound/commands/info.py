@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .. import __version__
+from ..errors import printable
 from ..presets import PRESETS
 from .arguments import add_weights_dir
 from .weights import weight_lines, weights_dir
@@ -38,7 +39,7 @@ def _describe_video(video: str) -> None:
     info = decoded.info
     size = f"{info.width}x{info.height}" + (f", turned by {info.rotation} degrees" if info.rotation else "")
     claimed = "unknown" if info.container_duration_s is None else f"{info.container_duration_s:.3f} s"
-    print(f"{video}: {info.container}")
+    print(f"{printable(video)}: {info.container}")
     for stream in info.streams:
         print(f"  stream       {stream}")
     print(f"  picture      {info.codec} {info.pixel_format} {size}")

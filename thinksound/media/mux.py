@@ -51,6 +51,9 @@ _AAC_FRAME = 1024  # samples
 _HDR = {16, 18}  # transfer functions PQ and HLG (ITU-T H.273)
 _COARSEST = Fraction(1, 90_000)  # s; unit of the picture's times
 _LISTED = 4  # sizes that a message lists
+# s; tools that copy MP4 files with B-frames, FFmpeg before version 6 among them, take the last frame to stay
+# as long as the others do on average. A copy for which that is further off would lose its length in them.
+_GUESSED = Fraction(1, 20)
 _ROUNDING = Fraction(1, 1000)  # s; Matroska and Flash store no finer times
 _MUXER = {
     "movflags": "faststart+use_metadata_tags",
@@ -192,6 +195,9 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
                 break  # whatever follows is shown later still
     if tuple(sorted(shown)) != timeline.times:
         return "the packets do not correspond to the pictures one to one", []
+    usual, last = timeline.duration / len(shown), timeline.end - timeline.times[-1]
+    if shown != sorted(shown) and abs(last - usual) > _GUESSED:
+        return "the last of its B-frames stays for another time than the others", []
     return "", packets
 
 
