@@ -1,7 +1,8 @@
 """Cog's way in: typed inputs, one call of the pipeline, one MP4.
 
 Environment: THINKSOUND_PRESET (thinksound-light), THINKSOUND_WEIGHTS (weights/), THINKSOUND_DEVICE (auto),
-THINKSOUND_DTYPE (auto), THINKSOUND_OFFLOAD (1 switches it on).
+THINKSOUND_DTYPE (auto), THINKSOUND_OFFLOAD (1 switches it on), THINKSOUND_MAX_INPUT_MB (2000),
+THINKSOUND_PRIVATE_URLS (1 allows URLs of addresses that are not public).
 """
 
 import logging
@@ -9,7 +10,6 @@ import os
 import pathlib
 import resource
 import sys
-import tempfile
 import time
 from functools import partial
 
@@ -17,14 +17,20 @@ import torch
 from cog import BasePredictor, CancelationException, Input, Path
 
 import thinksound
-from thinksound import InputError, Options, ThinkSoundError
+from thinksound import Options, ThinkSoundError
 from thinksound.checkpoints.download import download
 from thinksound.checkpoints.registry import default_weights_dir
 from thinksound.commands.progress import tenths
+from thinksound.errors import printable
 from thinksound.presets import DEFAULT_PRESET, NETWORKS, get_preset
+from thinksound.serving.coglet import SCHEMA, accept_null, fill_in
+from thinksound.serving.inputs import Limits, fetch
+from thinksound.serving.worker import OUTPUT, Worker
 
 logger = logging.getLogger("thinksound.predict")
 log_progress = partial(logger.info, "%s %d/%d")
+
+BILLED = ("audio_output_duration_seconds", "video_output_duration_seconds")  # names that Replicate knows
 
 
 class Predictor(BasePredictor):
@@ -32,11 +38,10 @@ class Predictor(BasePredictor):
         """Fetch the weights that are missing, load the networks, and run each of them once."""
         logging.basicConfig(stream=sys.stdout, format="%(message)s")
         logging.getLogger("thinksound").setLevel(logging.INFO)
-        # Cog puts inputs into the temporary folder and forgets those whose download breaks off. It reads
-        # the output after predict() has returned and never deletes it. So this process gets a temporary
-        # folder of its own, which every request clears.
-        self.folder = tempfile.TemporaryDirectory(prefix="thinksound-")
-        tempfile.tempdir = self.folder.name
+        self.worker = Worker()
+        self.worker.start()
+        self.limits = Limits.from_environment(os.environ)
+        accept_null(SCHEMA)
 
         preset = get_preset(os.environ.get("THINKSOUND_PRESET", DEFAULT_PRESET))
         weights = default_weights_dir()
@@ -77,33 +82,36 @@ class Predictor(BasePredictor):
         ),
     ) -> Path:
         """Generate the sound of a video."""
-        if not isinstance(video, pathlib.Path):  # Cog hands on what is no URL as it came
-            raise InputError(f"video {repr(video)[:100]} is no URL; give an http, https or data URL")
-        self._remove_leftovers(video)
-        output = Path(self.folder.name) / "thinksound.mp4"
+        caption, cot, cfg_scale, num_inference_steps, seed, duration = fill_in(
+            self.predict, caption, cot, cfg_scale, num_inference_steps, seed, duration
+        )
+        path = None
         try:
-            options = Options(num_inference_steps, cfg_scale, seed, duration)
-            result = self.pipeline(video, caption, cot, options, tenths(log_progress))
-            start = time.perf_counter()
-            notes = (*result.notes, *result.save(output))
-            timings = result.timings | {"mux": time.perf_counter() - start}
-        except ThinkSoundError as error:  # shown without the name that Cog gave the input
-            raise type(error)(str(error).replace(str(video), "video")) from None
+            with self.worker.request() as folder:
+                options = Options(num_inference_steps, cfg_scale, seed, duration)
+                path = video if isinstance(video, pathlib.Path) else fetch(video, folder, self.limits)
+                result = self.pipeline(path, caption, cot, options, tenths(log_progress))
+                start = time.perf_counter()
+                notes = (*result.notes, *result.save(folder / OUTPUT))
+                timings = result.timings | {"mux": time.perf_counter() - start}
+        except ThinkSoundError as error:  # shown without the name of the file in the temporary folder
+            raise type(error)(str(error).replace(printable(str(path)), "video")) from None
         except BaseException as error:
             if not isinstance(error, CancelationException):
                 logger.exception("this is a bug in thinksound")  # Cog reports no traceback
             raise
         for note in notes:
-            logger.info("note: %s", note)
+            logger.info("note: %s", printable(note))
         logger.info("seed %d", result.seed)
         metrics = {f"timing.{stage}": round(seconds, 3) for stage, seconds in timings.items()}
         metrics["steps"], metrics["seed"] = options.num_inference_steps, result.seed
-        metrics["audio_seconds"] = result.pcm.shape[1] / result.sample_rate
+        length = result.pcm.shape[1] / result.sample_rate
+        metrics |= dict.fromkeys(("audio_seconds", *BILLED), length)
         for name, value in metrics.items():
             self.record_metric(name, value)
-        return output
+        return Path(folder / OUTPUT)
 
-    def _remove_leftovers(self, video: pathlib.Path) -> None:
-        for path in pathlib.Path(self.folder.name).iterdir():
-            if path.is_file() and path != video:
-                path.unlink()
+
+# Cog reads the types as text when it builds the image, and as objects when a request comes: then it would
+# fetch a Path by itself. A str is left to fetch(), which has limits.
+Predictor.predict.__annotations__["video"] = str

@@ -32,6 +32,7 @@ ORDER = [
     {"presets"},
     {"runtime"},
     {"pipeline"},
+    {"serving"},
     {"synthetic"},
     {"training"},
     {"evaluation"},

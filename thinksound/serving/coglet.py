@@ -1,0 +1,66 @@
+"""Two habits of Cog's server that a model can mend: it refuses null, and leaves folders behind."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .watchdog import is_server
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = Path(".cog/openapi_schema.json")  # what the server checks inputs by; it reads it after setup()
+PREDICTIONS = Path("/tmp/coglet/predictions")  # wherever TMPDIR points
+
+
+def accept_null(schema: Path) -> None:
+    """Let null stand for every input that may be left out, as forms send what is not filled in.
+
+    Cog describes an optional input as ``"type": "number", "nullable": true`` and checks the type alone.
+    """
+    if not schema.exists():  # not an image: the server checks no types
+        return
+    document = json.loads(schema.read_text())
+    inputs = document["components"]["schemas"]["Input"]
+    for name, described in inputs["properties"].items():
+        if name not in inputs.get("required", []) and isinstance(described.get("type"), str):
+            described["type"] = [described["type"], "null"]
+    whole = schema.with_suffix(".new")
+    try:
+        whole.write_text(json.dumps(document))
+        whole.replace(schema)
+    except OSError as error:
+        whole.unlink(missing_ok=True)
+        logger.info("%s: %s; null is refused for optional inputs", schema, error.strerror)
+
+
+def remove_folders(before: float) -> None:
+    """Remove the empty folders of predictions that began before a time, in seconds since 1970.
+
+    Nothing is removed while another server, to whose predictions they may belong, runs on the machine.
+    """
+    processes = (int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
+    if any(is_server(each) for each in processes if each != os.getppid()) or not PREDICTIONS.is_dir():
+        return
+    for folder in PREDICTIONS.iterdir():
+        with contextlib.suppress(OSError):  # not empty, or not a folder
+            if folder.stat().st_mtime < before:
+                for inner in ("inputs", "outputs"):
+                    (folder / inner).rmdir()
+                folder.rmdir()
+
+
+def fill_in(function: Callable[..., Any], *values: Any) -> list[Any]:
+    """The values of a function's last parameters, null replaced by the parameter's default."""
+    defaults = list(inspect.signature(function).parameters.values())[-len(values) :]
+    # Cog itself puts the default in the place of Input(...) when it loads the predictor.
+    return [
+        getattr(each.default, "default", each.default) if value is None else value
+        for value, each in zip(values, defaults, strict=True)
+    ]

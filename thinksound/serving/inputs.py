@@ -1,0 +1,242 @@
+"""The video of a request: a data, http or https URL, fetched within limits.
+
+Left to Cog, the URL would be fetched before predict() runs: of any size, for any time, from any address that
+the server reaches, and a file that does not fit on the disk would stay there. ``requests`` comes with Cog.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import mimetypes
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
+
+from .. import __version__
+from ..errors import InputError
+
+_SILENCE_S = 10.0  # a server that sends nothing for so long is given up
+_REDIRECTS = 5
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one input may take."""
+
+    megabytes: int = 2000  # three minutes at 90 Mbit/s
+    seconds: float = 600.0
+    private: bool = False  # whether URLs may name loopback, link-local and private addresses
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Limits:
+        """The limits of THINKSOUND_MAX_INPUT_MB and THINKSOUND_PRIVATE_URLS.
+
+        Raises:
+            InputError: THINKSOUND_MAX_INPUT_MB is no whole number from 1 on.
+        """
+        megabytes = environment.get("THINKSOUND_MAX_INPUT_MB") or str(cls.megabytes)
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", megabytes):
+            raise InputError(
+                f"THINKSOUND_MAX_INPUT_MB {megabytes!r}; give a whole number of megabytes, 1 or more"
+            )
+        private = environment.get("THINKSOUND_PRIVATE_URLS", "").lower() in ("1", "true", "yes")
+        return cls(int(megabytes), private=private)
+
+
+def fetch(url: object, folder: Path, limits: Limits) -> Path:
+    """Write what a URL holds to a file in ``folder``; the scheme may be in capitals.
+
+    An asynchronous exception, as Cog's cancelling is, ends the transfer within a tenth of a second.
+
+    Raises:
+        InputError: it is no data, http or https URL; the address is not allowed, does not answer, breaks
+            off, or takes longer than the limit; the content is larger than the limit or the disk.
+    """
+    scheme = url.strip().partition(":")[0].lower() if isinstance(url, str) else ""
+    if not isinstance(url, str) or scheme not in ("data", "http", "https"):
+        raise InputError(f"video {repr(url)[:100]} is no URL; give an http, https or data URL")
+    try:
+        return (_from_data if scheme == "data" else _from_web)(url.strip(), folder, limits)
+    except OSError as error:
+        if error.errno in _FULL:
+            free = shutil.disk_usage(folder).free
+            raise InputError(
+                f"video: no room for it in the server's temporary folder ({free / 1e6:,.0f} MB are free); "
+                "send a smaller file"
+            ) from None
+        raise
+
+
+def _too_large(limits: Limits) -> InputError:
+    return InputError(
+        f"video: larger than the {limits.megabytes:,} MB that this server takes; send a smaller file"
+    )
+
+
+def _from_data(url: str, folder: Path, limits: Limits) -> Path:
+    try:
+        with urllib.request.urlopen(url) as response:
+            content, kind = response.read(), response.headers.get_content_type()
+    except ValueError as error:
+        raise InputError(f"video: a damaged data URL ({error}); give data:video/mp4;base64,…") from None
+    if len(content) > limits.megabytes * 1e6:
+        raise _too_large(limits)
+    path = folder / f"video{mimetypes.guess_extension(kind) or ''}"
+    path.write_bytes(content)
+    return path
+
+
+def _from_web(url: str, folder: Path, limits: Limits) -> Path:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname
+    except ValueError:  # brackets without an end
+        host = None
+    if not host:
+        raise InputError(f"video {url[:100]!r} names no host; give http://host/file.mp4")
+    suffix = PurePosixPath(urllib.parse.unquote(parts.path)).suffix
+    path = folder / f"video{suffix if re.fullmatch(r'[.][A-Za-z0-9]{1,8}', suffix) else ''}"
+    transfer = _Transfer(url, path, limits)
+    end = time.monotonic() + limits.seconds
+    try:
+        transfer.start()
+        while transfer.is_alive() and time.monotonic() < end:
+            transfer.join(0.1)  # cancelling arrives between two of these, not while a thread waits for bytes
+        if transfer.is_alive():
+            raise InputError(
+                f"video: not complete after {limits.seconds:g} s ({transfer.done / 1e6:.1f} MB came); "
+                "put the file on a faster server"
+            )
+    finally:
+        transfer.abort()
+    error = transfer.error
+    if isinstance(error, requests.RequestException | HTTPError | UnicodeError):
+        raise InputError(f"video: {host} does not give it ({_reason(error)}); check the URL")
+    if error is not None:
+        raise error
+    return path
+
+
+def _reason(error: BaseException) -> str:
+    """What lies at the root of an error of requests, without the URL, which may hold a key."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the answer is {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.TooManyRedirects):
+        return f"more than {_REDIRECTS} redirects"
+    if isinstance(error, requests.Timeout):
+        return f"nothing came for {_SILENCE_S:g} s"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return str(error)[:200]
+
+
+class _Transfer(threading.Thread):
+    """One file from the web. A thread of its own, since nothing interrupts a thread that waits for bytes."""
+
+    def __init__(self, url: str, path: Path, limits: Limits) -> None:
+        super().__init__(daemon=True)
+        self.url, self.path, self.limits = url, path, limits
+        self.done = 0  # bytes
+        self.error: BaseException | None = None
+        self._connections: list[HTTPConnection] = []
+
+    def run(self) -> None:
+        try:
+            self._copy()
+        except BaseException as error:  # raised again by the thread that waits
+            self.error = error
+
+    def abort(self) -> None:
+        """End the transfer, wherever it waits."""
+        for connection in self._connections:
+            with suppress(OSError, AttributeError):  # not connected, no longer connected
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _copy(self) -> None:
+        headers = {"User-Agent": os.environ.get("COG_USER_AGENT", f"thinksound/{__version__}")}
+        with requests.Session() as session:
+            session.max_redirects = _REDIRECTS
+            adapter = _Adapter(self._connections.append, self.limits.private)
+            session.mount("http://", adapter)
+            session.mount("https://", adapter)
+            with session.get(self.url, headers=headers, stream=True, timeout=_SILENCE_S) as response:
+                response.raise_for_status()
+                if (response.raw.length_remaining or 0) > self.limits.megabytes * 1e6:
+                    raise _too_large(self.limits)
+                with self.path.open("wb") as file:
+                    for chunk in response.iter_content(1 << 16):
+                        self.done += len(chunk)
+                        if self.done > self.limits.megabytes * 1e6:
+                            raise _too_large(self.limits)
+                        file.write(chunk)
+
+
+class _Adapter(HTTPAdapter):
+    """Connections that can be ended from outside, and that reach public addresses alone unless ``private``.
+
+    Every connection is checked, of redirects too, and by the address that it has in the end: a name that
+    leads elsewhere the second time it is looked up gains nothing. Where a proxy is set (HTTP_PROXY), the
+    proxy looks names up and decides; its connections are urllib3's own.
+    """
+
+    def __init__(self, opened: Callable[[HTTPConnection], None], private: bool) -> None:
+        class Checked(HTTPConnection):
+            def _new_conn(self) -> socket.socket:
+                if not private:
+                    found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+                    for *_, address in found:
+                        _check_address(str(address[0]))
+                connected = super()._new_conn()
+                if not private:
+                    _check_address(connected.getpeername()[0])
+                opened(self)
+                return connected
+
+        class CheckedTLS(Checked, HTTPSConnection):
+            pass
+
+        self._pools = {
+            "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": Checked}),
+            "https": type("PoolTLS", (HTTPSConnectionPool,), {"ConnectionCls": CheckedTLS}),
+        }
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
+        super().init_poolmanager(*arguments, **keywords)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+
+def _check_address(text: str) -> None:
+    """Raise `InputError` for an address that is not one of the public internet."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return _check_address(str(inner))
+    if not address.is_global or address.is_multicast or getattr(address, "is_site_local", False):
+        raise InputError(
+            f"video: the URL leads to {address}, which is no public address; give a data URL, or start the "
+            "server with THINKSOUND_PRIVATE_URLS=1"
+        )
+    return None

@@ -1,0 +1,130 @@
+"""A small process that ends Cog's server when it can serve nothing any more.
+
+Cog's server and the worker with the networks are two processes. When the worker dies, and when a request
+cannot be handed to it (its id is no file name, the disk is full), the server goes on without it, refuses
+every request with status 409 and never ends, so that nothing starts it again. This process, a child of the
+worker, sees both and kills the server, whose supervisor then starts a new one.
+
+It runs as a script with the standard library alone, on Linux, where Cog's server runs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ANSWER_S = 3.0  # for the server to tell a waiting client, or a webhook, that the worker has died
+PAUSE_S = 5.0  # between two looks at a server whose worker is idle
+STUCK = 9  # looks in a row, 45 s: sending an output away takes the server up to 25 s after the worker's end
+
+
+class Watchdog:
+    """The worker's end: starts the process, and tells it when a request runs."""
+
+    def __init__(self) -> None:
+        self._pipe: int | None = None
+
+    def start(self, folder: str) -> None:
+        """Watch over this worker and the server that started it, and remove ``folder`` after a death.
+
+        Does nothing where no server of Cog has started this process.
+        """
+        server = os.getppid()
+        if not is_server(server):
+            return
+        read, self._pipe = os.pipe()
+        # What is inherited must not hold the server's own pipes open: by their end it learns of a death.
+        self._process = subprocess.Popen(
+            [sys.executable, "-IS", __file__, str(read), str(server), folder],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(read,),
+        )
+        os.close(read)
+        atexit.register(self._say, b"q")
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """While a request runs."""
+        self._say(b"1")
+        try:
+            yield
+        finally:
+            self._say(b"0")
+
+    def _say(self, what: bytes) -> None:
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._pipe, what)
+
+
+def is_server(process: int) -> bool:
+    """Whether a process is Cog's HTTP server."""
+    command = _command(process)
+    return b"cog.server.http" in command and b"python" in command[0]  # not a tini or timeout that runs it
+
+
+def _command(process: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _address(server: int) -> tuple[str, int]:
+    """Where a server listens, as seen from here."""
+    command = [word.decode(errors="replace") for word in _command(server)]
+    host = command[command.index("--host") + 1] if "--host" in command[:-1] else "0.0.0.0"
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(os.environ.get("PORT", "5000"))
+
+
+def _is_busy(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    try:
+        connection.request("GET", "/health-check")
+        return json.loads(connection.getresponse().read())["status"] == "BUSY"
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return False
+    finally:
+        connection.close()
+
+
+def watch(pipe: int, server: int, folder: str) -> None:
+    """Return when the server has ended by itself or had to be killed."""
+    host, port = _address(server)
+    working, looks = False, 0
+    while looks < STUCK:
+        if select.select([pipe], [], [], PAUSE_S)[0]:
+            said = os.read(pipe, 4096)
+            if not said:  # the worker is gone without a word
+                time.sleep(ANSWER_S)
+                break
+            if b"q" in said:
+                return
+            working, looks = said.endswith(b"1"), 0
+        elif not is_server(server):
+            return
+        else:
+            looks = looks + 1 if not working and _is_busy(host, port) else 0
+    shutil.rmtree(folder, ignore_errors=True)
+    # SIGKILL gives a status that is not zero; the first process of a container only hears SIGTERM.
+    for each in (signal.SIGKILL, signal.SIGTERM):
+        if is_server(server):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, each)
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
