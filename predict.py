@@ -68,7 +68,7 @@ class Predictor(BasePredictor):
         video: Path = Input(description="Video without sound: MP4, MOV, MKV, WebM or GIF, up to 3 minutes"),
         caption: str = Input(default="", description="What is heard, in a few words"),
         cot: str = Input(default="", description="The sound described step by step; empty uses the caption"),
-        cfg_scale: float | None = Input(
+        cfg_scale: float = Input(
             default=5.0, ge=1.0, le=20.0, description="How strongly texts and pictures guide; for tiny give 4"
         ),
         num_inference_steps: int = Input(

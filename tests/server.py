@@ -132,6 +132,7 @@ class Server:
             # The server starts its worker as "python", whatever it was started as itself.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PORT": str(self.port),
+            "THINKSOUND_PRIVATE_URLS": "1",  # the videos of the tests lie on this machine
             "TMPDIR": str(self.temporary),
             **environment,
         }
@@ -209,17 +210,28 @@ class Server:
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Files, files that break off, and a place that keeps what is sent to it."""
+    """Files, files that break off or never end, and a place that keeps what is sent to it."""
 
     received: queue.Queue[dict[str, Any]]
 
     def do_GET(self) -> None:
-        if not self.path.startswith("/cut/"):
+        kind = self.path.split("/")[1]
+        if kind not in ("cut", "endless", "slow", "redirect"):
             return super().do_GET()
+        if kind == "redirect":
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/redirect/"))
+            self.end_headers()
+            return None
         self.send_response(200)
-        self.send_header("Content-Length", "1000000")
+        if kind != "endless":
+            self.send_header("Content-Length", "1000000")
         self.end_headers()
-        self.wfile.write(bytes(1000))
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(bytes(1000))
+            while kind != "cut":
+                self.wfile.write(bytes(1000))
+                time.sleep(0.1 if kind == "slow" else 0)
         return None
 
     def do_POST(self) -> None:
@@ -238,7 +250,11 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 class Loopback:
-    """A web server for ``folder``; what is sent to it by POST or PUT waits in ``received``."""
+    """A web server for ``folder``; what is sent to it by POST or PUT waits in ``received``.
+
+    Files under ``cut/`` break off, under ``slow/`` trickle, under ``endless/`` never end; ``redirect/URL``
+    leads to a URL.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.received: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -8,11 +8,13 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +91,16 @@ def test_inputs_are_the_published_ones_and_one_more(server: Server) -> None:
         for name in ordered[:-1]
     } == {
         "video": {"type": "string", "format": "uri"},
-        "caption": {"type": "string", "default": ""},
-        "cot": {"type": "string", "default": ""},
+        "caption": {"type": ["string", "null"], "default": ""},
+        "cot": {"type": ["string", "null"], "default": ""},
         "cfg_scale": {
-            "type": "number",
+            "type": ["number", "null"],
             "default": 5.0,
-            "nullable": True,
             "minimum": 1.0,
             "maximum": 20.0,
         },
-        "num_inference_steps": {"type": "integer", "default": 24, "minimum": 10, "maximum": 100},
-        "seed": {"type": "integer", "default": None, "nullable": True},
+        "num_inference_steps": {"type": ["integer", "null"], "default": 24, "minimum": 10, "maximum": 100},
+        "seed": {"type": ["integer", "null"], "default": None, "nullable": True},
     }
 
 
@@ -120,6 +121,7 @@ def test_the_answer_is_the_video_with_sound(server: Server, clips: Path, tmp_pat
 
     metrics = answer["metrics"]
     assert (metrics["steps"], metrics["audio_seconds"], metrics["seed"]) == (12, 1.0, 7)
+    assert metrics["audio_output_duration_seconds"] == metrics["video_output_duration_seconds"] == 1.0
     assert sorted(metrics["timing"]) == ["decode", "encode", "mux", "sample", "vae"]
     assert 0 < sum(metrics["timing"].values()) <= metrics["predict_time"] + 0.01
     lines = answer["logs"].splitlines()
@@ -159,6 +161,14 @@ def test_whole_floats_are_whole_numbers_and_unread_words_are_in_the_log(
     assert "note: caption: MetaCLIP reads only the first 75 of 202 words" in answer["logs"]
 
 
+def test_null_is_the_same_as_left_out(server: Server, good: dict[str, Any]) -> None:
+    nothing = dict.fromkeys(("caption", "cot", "cfg_scale", "duration"))
+    assert server.predict(**good, **nothing)["output"] == server.predict(**good)["output"]
+    metrics = server.predict(video=good["video"], seed=None, num_inference_steps=None)["metrics"]
+    assert metrics["steps"] == 24
+    assert 0 <= metrics["seed"] < 2**32
+
+
 def test_an_empty_cot_is_the_caption(server: Server, good: dict[str, Any]) -> None:
     alone, both, other = (
         server.predict(**good | {"caption": "a dog barks", "cot": cot})["output"]
@@ -180,7 +190,8 @@ def test_a_video_on_the_web(
 ) -> None:
     (tmp_path / name).write_bytes((clips / SHORT).read_bytes())
     with contextlib.closing(Loopback(tmp_path)) as web:
-        answer = server.predict(**good | {"video": f"{web.url}/{urllib.parse.quote(name)}"})
+        url = f"{web.url}/{urllib.parse.quote(name)}".replace("http", "HTTP")
+        answer = server.predict(**good | {"video": url})
     assert answer["output"] == server.predict(**good)["output"]
 
 
@@ -273,7 +284,7 @@ def test_a_file_that_is_no_usable_video(
         ({"video": "{web}/nowhere.mp4"}, r"404"),
         ({"video": "{web}/cut/short.mp4"}, r"IncompleteRead"),
         ({"video": "http://127.0.0.1:9/refused.mp4"}, r"Connection refused"),
-        ({"video": "data:video/mp4;base64,A"}, r"Input validation error"),
+        ({"video": "data:video/mp4;base64,A"}, r"InputError: video: a damaged data URL"),
     ],
 )
 def test_inputs_that_fail(
@@ -293,13 +304,13 @@ def test_inputs_that_fail(
         ({"video": None}, 'null is not of type "string"'),
         ({"cfg_scale": 0.5}, "0.5 is less than the minimum of 1.0"),
         ({"cfg_scale": 20.5}, "20.5 is greater than the maximum of 20.0"),
-        ({"cfg_scale": "five"}, '"five" is not of type "number"'),
+        ({"cfg_scale": "five"}, '"five" is not of types "null", "number"'),
         ({"num_inference_steps": 9}, "9 is less than the minimum of 10"),
         ({"num_inference_steps": 101}, "101 is greater than the maximum of 100"),
-        ({"num_inference_steps": 10.5}, '10.5 is not of type "integer"'),
-        ({"seed": "1"}, '"1" is not of type "integer"'),
+        ({"num_inference_steps": 10.5}, '10.5 is not of types "integer", "null"'),
+        ({"seed": "1"}, '"1" is not of types "integer", "null"'),
         ({"duration": 0}, "0 is less than the minimum of 0.1"),
-        ({"caption": 5}, '5 is not of type "string"'),
+        ({"caption": 5}, '5 is not of types "null", "string"'),
     ],
 )
 def test_inputs_that_are_refused(
@@ -387,6 +398,48 @@ def test_a_cancelled_request_leaves_nothing(
     assert not event.get("output")
     assert server.leftovers == []
     assert_nothing_happened(server, good)
+
+
+def test_cancelling_does_not_wait_for_a_slow_download(
+    server: Server, web: Loopback, good: dict[str, Any]
+) -> None:
+    server.wait_for("READY")
+    body = {"input": {"video": f"{web.url}/slow/film.mp4"}}
+    assert server.request("PUT", "/predictions/slow", body, Prefer="respond-async")[0] == 202
+    end = time.monotonic() + 30
+    while not server.leftovers and time.monotonic() < end:
+        time.sleep(0.05)
+    assert server.request("POST", "/predictions/slow/cancel")[0] == 200
+    server.wait_for("READY", limit_s=5)
+    assert_nothing_happened(server, good)
+
+
+def test_an_input_for_which_there_is_no_room_fails_alone(server: Server, good: dict[str, Any]) -> None:
+    server.wait_for("READY")
+    worker = server.worker
+    limits = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (500_000, limits[1]))  # like a full disk, for one process
+    answer = server.predict(video=f"data:video/mp4;base64,{'A' * 1_000_000}")
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, limits)
+    assert answer["status"] == "failed"
+    assert "InputError: video: no room for it on the disk" in answer["error"]
+    assert server.leftovers == []
+    assert_nothing_happened(server, good)
+
+
+def test_a_server_whose_worker_dies_ends_with_an_error(tmp_path: Path, good: dict[str, Any]) -> None:
+    """So that what supervises it starts a new one; the client that waits gets an answer before."""
+    with contextlib.closing(Server(tmp_path, THINKSOUND_PRESET="tiny", THINKSOUND_PRIVATE_URLS="")) as mortal:
+        answer = mortal.predict(video=f"http://127.0.0.1:{mortal.port}/openapi.json")
+        assert "leads to 127.0.0.1, which is no public address" in answer["error"]
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(mortal.predict, **good | {"num_inference_steps": 100})
+            mortal.wait_for("BUSY")
+            os.kill(mortal.worker, signal.SIGKILL)
+            answer = waiting.result(30)
+            assert (answer["status"], answer["error"]) == ("failed", "Worker crashed")
+        assert mortal.process.wait(30) == -signal.SIGKILL
+        assert mortal.leftovers == []
 
 
 def test_out_of_memory_fails_one_request(tmp_path: Path, good: dict[str, Any]) -> None:

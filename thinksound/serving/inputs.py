@@ -11,7 +11,6 @@ import ipaddress
 import mimetypes
 import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -78,10 +77,8 @@ def fetch(url: object, folder: Path, limits: Limits) -> Path:
         return (_from_data if scheme == "data" else _from_web)(url.strip(), folder, limits)
     except OSError as error:
         if error.errno in _FULL:
-            free = shutil.disk_usage(folder).free
             raise InputError(
-                f"video: no room for it in the server's temporary folder ({free / 1e6:,.0f} MB are free); "
-                "send a smaller file"
+                "video: no room for it on the disk of the server's temporary folder; send a smaller file"
             ) from None
         raise
 
@@ -157,7 +154,7 @@ class _Transfer(threading.Thread):
         self.url, self.path, self.limits = url, path, limits
         self.done = 0  # bytes
         self.error: BaseException | None = None
-        self._connections: list[HTTPConnection] = []
+        self._sockets: list[socket.socket] = []
 
     def run(self) -> None:
         try:
@@ -167,15 +164,15 @@ class _Transfer(threading.Thread):
 
     def abort(self) -> None:
         """End the transfer, wherever it waits."""
-        for connection in self._connections:
-            with suppress(OSError, AttributeError):  # not connected, no longer connected
-                connection.sock.shutdown(socket.SHUT_RDWR)
+        for connected in self._sockets:
+            with suppress(OSError):  # no longer connected
+                connected.shutdown(socket.SHUT_RDWR)
 
     def _copy(self) -> None:
         headers = {"User-Agent": os.environ.get("COG_USER_AGENT", f"thinksound/{__version__}")}
         with requests.Session() as session:
             session.max_redirects = _REDIRECTS
-            adapter = _Adapter(self._connections.append, self.limits.private)
+            adapter = _Adapter(self._sockets.append, self.limits.private)
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             with session.get(self.url, headers=headers, stream=True, timeout=_SILENCE_S) as response:
@@ -198,7 +195,7 @@ class _Adapter(HTTPAdapter):
     proxy looks names up and decides; its connections are urllib3's own.
     """
 
-    def __init__(self, opened: Callable[[HTTPConnection], None], private: bool) -> None:
+    def __init__(self, opened: Callable[[socket.socket], None], private: bool) -> None:
         class Checked(HTTPConnection):
             def _new_conn(self) -> socket.socket:
                 if not private:
@@ -206,13 +203,19 @@ class _Adapter(HTTPAdapter):
                     for *_, address in found:
                         _check_address(str(address[0]))
                 connected = super()._new_conn()
+                opened(connected)
                 if not private:
-                    _check_address(connected.getpeername()[0])
-                opened(self)
+                    try:
+                        _check_address(connected.getpeername()[0])
+                    except InputError:
+                        connected.close()
+                        raise
                 return connected
 
         class CheckedTLS(Checked, HTTPSConnection):
-            pass
+            def connect(self) -> None:
+                super().connect()
+                opened(self.sock)  # in the place of the one that was wrapped
 
         self._pools = {
             "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": Checked}),

@@ -3,7 +3,8 @@
 Cog's server and the worker with the networks are two processes. When the worker dies, and when a request
 cannot be handed to it (its id is no file name, the disk is full), the server goes on without it, refuses
 every request with status 409 and never ends, so that nothing starts it again. This process, a child of the
-worker, sees both and kills the server, whose supervisor then starts a new one.
+worker, sees both and kills the server, whose supervisor then starts a new one. A worker without its server,
+which would keep its memory, is killed too.
 
 It runs as a script with the standard library alone, on Linux, where Cog's server runs.
 """
@@ -36,7 +37,7 @@ class Watchdog:
         self._pipe: int | None = None
 
     def start(self, folder: str) -> None:
-        """Watch over this worker and the server that started it, and remove ``folder`` after a death.
+        """Watch over this process and the server that started it; remove ``folder`` when one of them dies.
 
         Does nothing where no server of Cog has started this process.
         """
@@ -46,7 +47,7 @@ class Watchdog:
         read, self._pipe = os.pipe()
         # What is inherited must not hold the server's own pipes open: by their end it learns of a death.
         self._process = subprocess.Popen(
-            [sys.executable, "-IS", __file__, str(read), str(server), folder],
+            [sys.executable, "-IS", __file__, *map(str, (read, os.getpid(), server)), folder],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -76,6 +77,10 @@ def is_server(process: int) -> bool:
     return b"cog.server.http" in command and b"python" in command[0]  # not a tini or timeout that runs it
 
 
+def _is_worker(process: int) -> bool:
+    return any(b"coglet.server._run_worker" in word for word in _command(process))
+
+
 def _command(process: int) -> list[bytes]:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
@@ -101,11 +106,11 @@ def _is_busy(host: str, port: int) -> bool:
         connection.close()
 
 
-def watch(pipe: int, server: int, folder: str) -> None:
-    """Return when the server has ended by itself or had to be killed."""
+def watch(pipe: int, worker: int, server: int, folder: str) -> None:
+    """Return when the worker has said goodbye, or when it and the server are no more."""
     host, port = _address(server)
     working, looks = False, 0
-    while looks < STUCK:
+    while is_server(server) and looks < STUCK:
         if select.select([pipe], [], [], PAUSE_S)[0]:
             said = os.read(pipe, 4096)
             if not said:  # the worker is gone without a word
@@ -114,17 +119,21 @@ def watch(pipe: int, server: int, folder: str) -> None:
             if b"q" in said:
                 return
             working, looks = said.endswith(b"1"), 0
-        elif not is_server(server):
-            return
         else:
             looks = looks + 1 if not working and _is_busy(host, port) else 0
+    if _is_worker(worker):  # it turns in a circle when its server is gone, and keeps its memory
+        _kill(worker, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
     # SIGKILL gives a status that is not zero; the first process of a container only hears SIGTERM.
     for each in (signal.SIGKILL, signal.SIGTERM):
         if is_server(server):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(server, each)
+            _kill(server, each)
+
+
+def _kill(process: int, how: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, how)
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    watch(*map(int, sys.argv[1:4]), sys.argv[4])
