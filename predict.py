@@ -95,6 +95,8 @@ class Predictor(BasePredictor):
                 notes = (*result.notes, *result.save(folder / OUTPUT))
                 timings = result.timings | {"mux": time.perf_counter() - start}
         except ThinkSoundError as error:  # shown without the name of the file in the temporary folder
+            if path is None:
+                raise
             raise type(error)(str(error).replace(printable(str(path)), "video")) from None
         except BaseException as error:
             if not isinstance(error, CancelationException):

@@ -166,7 +166,7 @@ class Server:
         answer = json.loads(content) if content[:1] in (b"{", b"[") else {"text": content.decode()}
         return status, answer
 
-    def wait_for(self, *states: str, limit_s: float = 60) -> dict[str, Any]:
+    def wait_for(self, *states: str, limit_s: float = 180) -> dict[str, Any]:
         """The health check's answer as soon as its status is one of ``states``."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end and self.process.poll() is None:

@@ -7,8 +7,10 @@ import json
 import logging
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cog
 import jsonschema
@@ -50,6 +52,15 @@ def predict_module() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def predictor(predict_module: ModuleType) -> Iterator[Any]:
+    """A predictor without networks."""
+    made = predict_module.Predictor()
+    made.worker, made.limits, made.pipeline = Worker(), Limits(), None
+    yield made
+    made.worker._folder.cleanup()
 
 
 def test_cog_yaml_is_valid() -> None:
@@ -128,21 +139,14 @@ def test_progress_is_ten_lines_per_stage(
     assert len(caplog.messages) == 20
 
 
-def test_a_bug_keeps_its_traceback(predict_module: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
-    predictor = predict_module.Predictor()
-    predictor.pipeline = None  # a bug: it cannot be called
-    predictor.worker = Worker()
-    with pytest.raises(TypeError):
+def test_a_bug_keeps_its_traceback(predictor: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TypeError):  # a bug: None cannot be called
         predictor.predict(cog.Path("clip.mp4"), "", "", 5.0, 24, None, None)
     (record,) = caplog.records
     assert record.exc_info is not None
 
 
 @pytest.mark.parametrize("video", [None, 5, {"a": 1}, ["data:,"], "clip.mp4"])
-def test_a_video_that_is_no_url_is_refused_without_a_schema_too(
-    predict_module: ModuleType, video: object
-) -> None:
-    predictor = predict_module.Predictor()
-    predictor.worker, predictor.limits = Worker(), Limits()
+def test_a_video_that_is_no_url_is_refused_without_a_schema_too(predictor: Any, video: object) -> None:
     with pytest.raises(InputError, match=f"video {re.escape(repr(video))} is no URL; give an http, https or"):
         predictor.predict(video, "", "", 5.0, 24, None, None)
