@@ -45,8 +45,11 @@ def remove_folders(before: float) -> None:
 
     Nothing is removed while another server, to whose predictions they may belong, runs on the machine.
     """
-    processes = (int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit())
-    if any(is_server(each) for each in processes if each != os.getppid()) or not PREDICTIONS.is_dir():
+    processes = Path("/proc")
+    if not (PREDICTIONS.is_dir() and processes.is_dir()):  # macOS has no /proc
+        return
+    running = (int(each.name) for each in processes.iterdir() if each.name.isdigit())
+    if any(is_server(each) for each in running if each != os.getppid()):
         return
     for folder in PREDICTIONS.iterdir():
         with contextlib.suppress(OSError):  # not empty, or not a folder

@@ -136,4 +136,5 @@ def _kill(process: int, how: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    watch(*map(int, sys.argv[1:4]), sys.argv[4])
+    pipe, worker, server = map(int, sys.argv[1:4])
+    watch(pipe, worker, server, sys.argv[4])
