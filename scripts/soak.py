@@ -172,6 +172,7 @@ class Soak:
 
     def ends(self, name: str, harm: Callable[[Server], None]) -> None:
         """Whether the server ends by itself, so that a supervisor starts a new one, after ``harm``."""
+        self.server.wait_for("READY")  # a moment after a request it would refuse the next one
         harm(self.server)
         started = time.monotonic()
         try:
