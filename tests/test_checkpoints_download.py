@@ -27,7 +27,7 @@ from thinksound.checkpoints.cache import cached_files
 from thinksound.checkpoints.download import download
 from thinksound.checkpoints.locate import missing, shards_of
 from thinksound.checkpoints.registry import WEIGHTS
-from thinksound.cli import _weight_lines
+from thinksound.commands.weights import weight_lines
 from thinksound.errors import WeightsError
 
 THINKSOUND = "FunAudioLLM/ThinkSound"
@@ -619,7 +619,7 @@ def test_what_the_cache_of_huggingface_hub_holds_is_linked_without_a_network(
     snapshot = fill_cache(tmp_path / "hub", T5, T5_FILES | {"tf_model.h5": b"t"})
     fill_cache(tmp_path / "hub", THINKSOUND, {"vae.ckpt": CHECKPOINT})
     assert set(cached_files(WEIGHTS["t5"])) == set(T5_FILES)
-    lines = _weight_lines(weights, ["thinksound-light"])
+    lines = weight_lines(weights, ["thinksound-light"])
     assert f"cached   {snapshot}  (`thinksound weights download` links it)" in lines
     new = download(weights, ["t5", "vae"])
     assert (
