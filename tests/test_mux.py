@@ -194,7 +194,7 @@ def test_b_frames_of_which_a_copy_would_lose_the_length_are_encoded_again(
 ) -> None:
     video = decode_video(make.render(tmp_path / name, options=B_FRAMES, times=times, stay_s=stay_s))
     result = muxed(video, tmp_path / "out.mp4")
-    assert "stays for another time" in result.reason
+    assert "would not last as long as the sound" in result.reason
     files = [tmp_path / "out.mp4"]
     if ffmpeg := shutil.which("ffmpeg"):
         files.append(tmp_path / "copy.mp4")
@@ -530,7 +530,7 @@ STORED = [-80, -40, 0, 40, 80, 120, 160, 200, 240]
 
 
 def test_decoding_times_are_the_stored_ones_where_these_are_usable() -> None:
-    assert _decoding_times(SHOWN, STORED, 360, 1) == [*STORED, 280]
+    assert _decoding_times(SHOWN, STORED, 360, make.MILLISECOND) == [*STORED, 280]
 
 
 @pytest.mark.parametrize(
@@ -541,23 +541,40 @@ def test_decoding_times_are_the_stored_ones_where_these_are_usable() -> None:
     [
         (SHOWN, 360),
         (SHOWN, 325),  # a cut within the last frame
-        (SHOWN, 2000),  # the last frame stays
-        ([time + 500 * (time >= 280) for time in SHOWN], 2000),  # a pause before the last two
         ([time + 500 * (time >= 160) for time in SHOWN], 860),
         ([time + 500 * (time >= 40) for time in SHOWN], 860),
-        ([0, 160, 40, 80, 120, 3000, 2990], 3010),
+        ([0, 80, 40, 120, 390, 160], 430),  # a pause before the frame that is shown last, not decoded last
     ],
 )
 def test_decoding_times_are_none_too_late_and_as_long_as_the_video(
     shown: list[int], end: int, stored: list[int | None]
 ) -> None:
-    times = _decoding_times(shown, stored[: len(shown)], end, 1)
+    times = _decoding_times(shown, stored, end, make.MILLISECOND)
+    assert times is not None
     assert times == sorted(set(times)) and len(times) == len(shown) + 1
     assert all(decoded <= pts for decoded, pts in zip(times, shown, strict=False))
     assert -times[0] <= max(160, max(shown) - shown[-1])  # no earlier than needed
     assert times[-1] - times[0] == end
     durations = [after - time for time, after in pairwise(times)]
     assert max(pts + duration for pts, duration in zip(shown, durations, strict=True)) == end
+    assert durations[-1] == pytest.approx(end / len(shown), abs=50)  # which tools take it for
+
+
+@pytest.mark.parametrize(
+    "shown, end",
+    [
+        (SHOWN, 2000),  # the last frame stays
+        ([time + 500 * (time >= 280) for time in SHOWN], 2000),  # a pause before the last two
+        ([0, 160, 40, 80, 120, 3000, 2990], 3010),
+    ],
+)
+def test_no_decoding_times_are_given_that_would_not_last(shown: list[int], end: int) -> None:
+    stored: list[int | None] = [40 * index - 80 for index in range(len(shown))]
+    assert _decoding_times(shown, stored, end, make.MILLISECOND) is None
+
+
+def test_frames_decoded_as_they_are_shown_may_stay_for_any_time() -> None:
+    assert _decoding_times([0, 40], [-80, -40], 300, make.MILLISECOND) == [0, 40, 300]
 
 
 def test_hidden_pictures_stay_hidden(tmp_path: Path) -> None:

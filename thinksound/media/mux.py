@@ -34,8 +34,8 @@ from ..rates import MAX_DURATION_S
 from .files import check_output, whole_file
 from .kept import add_subtitles, dolby_vision, find_kept
 from .playertags import ROOM, room, write_player_tags
-from .probe import check_unchanged, open_video
-from .timeline import PresentedFrames, Timeline
+from .probe import VideoInfo, check_unchanged, open_video
+from .timeline import PresentedFrames
 from .transcode import canvas_of, encode_h264
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ _AAC_FRAME = 1024  # samples
 _HDR = {16, 18}  # transfer functions PQ and HLG (ITU-T H.273)
 _COARSEST = Fraction(1, 90_000)  # s; unit of the picture's times
 _LISTED = 4  # sizes that a message lists
-# s; tools that copy MP4 files with B-frames, FFmpeg before version 6 among them, take the last frame to stay
-# as long as the others do on average. A copy for which that is further off would lose its length in them.
+# s; tools that copy MP4 files with B-frames, FFmpeg before version 6 among them, take the sample decoded last
+# to be as long as the samples are on average. What is further off would change its length in them.
 _GUESSED = Fraction(1, 20)
 _ROUNDING = Fraction(1, 1000)  # s; Matroska and Flash store no finer times
 _MUXER = {
@@ -124,7 +124,7 @@ def mux(
                 target, frames, video.info, video.timeline, time_base
             )
         else:
-            picture = _copy(target, container, stream, video, packets, time_base)
+            picture = _copy(target, container, stream, video.info, packets, time_base)
             if dolby and not dolby.compatibility and video.info.codec == "hevc":
                 target.streams.video[0].codec_context.codec_tag = "dvh1"  # other decoders show false colours
         target.streams.video[0].metadata.update(kept.track_tags)
@@ -151,10 +151,11 @@ def _decoded_at(packet: Packet[Any]) -> Fraction:
 
 @dataclass(frozen=True)
 class _PacketTimes:
-    """When a packet of the input is shown and decoded, in seconds on the input's clock."""
+    """When a packet is shown and decoded, and how long it lasts, in units of the output's clock."""
 
-    pts: Fraction
-    dts: Fraction | None  # as the container stores it
+    pts: int
+    dts: int
+    duration: int
 
 
 def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
@@ -167,38 +168,54 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
         return "; ".join(["the video is damaged", *changes]), []
     if changes:
         return changes[0], []
-    packets: list[_PacketTimes] = []
-    shown: list[Fraction] = []
-    surplus = False  # whether pictures that must not be shown came up: copying stops before the first
+    shown: list[Fraction] = []  # s; times of the packets to copy
+    stored: list[Fraction | None] = []  # s; when these are decoded
+    visible: list[Fraction] = []  # s
+    surplus = False  # whether frames that must not be shown came up: copying stops before the first
     with open_video(video.info.path) as (container, stream):
+        time_base = _output_time_base(stream.time_base or _COARSEST)
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             return "AVI does not store when pictures are shown", []
         coded = (packet for packet in container.demux(stream) if packet.size)
         for number, packet in enumerate(coded):
             if packet.pts is None:
                 return "the container does not store when pictures are shown", []
-            if packets and packet.has_sidedata("new_extradata"):
+            if shown and packet.has_sidedata("new_extradata"):
                 return "the coding parameters change", []
             time = timeline.moved.get(number, packet.pts * packet.time_base)
             decoded = None if packet.dts is None else packet.dts * packet.time_base
-            visible = timeline.start <= time < timeline.end and not packet.is_discard
-            if visible and surplus:
+            is_visible = timeline.start <= time < timeline.end and not packet.is_discard
+            if is_visible and surplus:
                 why = "the cut falls between" if timeline.cut else "an edit list hides some of the"
                 return f"{why} pictures that depend on each other", []
-            if visible:
-                shown.append(time)
+            if is_visible:
+                visible.append(time)
             elif time >= timeline.start:
                 surplus = True
             if not surplus:
-                packets.append(_PacketTimes(time, decoded))
+                shown.append(time)
+                stored.append(decoded)
             elif decoded is not None and decoded >= timeline.end:
                 break  # whatever follows is shown later still
-    if tuple(sorted(shown)) != timeline.times:
+    if tuple(sorted(visible)) != timeline.times:
         return "the packets do not correspond to the pictures one to one", []
-    usual, last = timeline.duration / len(shown), timeline.end - timeline.times[-1]
-    if shown != sorted(shown) and abs(last - usual) > _GUESSED:
-        return "the last of its B-frames stays for another time than the others", []
-    return "", packets
+
+    def ticks(time: Fraction) -> int:
+        return round((time - timeline.start) / time_base)
+
+    pts = [ticks(time) for time in shown]
+    given = [None if time is None else ticks(time) for time in stored]
+    dts = _decoding_times(pts, given, ticks(timeline.end), time_base)
+    if dts is None:
+        return "its B-frames, copied, would not last as long as the sound", []
+    lasts = [after - time for time, after in pairwise(dts)]
+    stays = {
+        ticks(time): ticks(after) - ticks(time) for time, after in pairwise([*timeline.times, timeline.end])
+    }
+    return "", [
+        _PacketTimes(time, decoded, duration if index == len(pts) - 1 else stays.get(time, duration))
+        for index, (time, decoded, duration) in enumerate(zip(pts, dts, lasts, strict=False))
+    ]
 
 
 def _describe_changes(video: DecodedVideo) -> str:
@@ -222,34 +239,22 @@ def _copy(
     target: OutputContainer,
     container: InputContainer,
     stream: VideoStream,
-    video: DecodedVideo,
+    info: VideoInfo,
     packets: list[_PacketTimes],
     time_base: Fraction,
 ) -> Iterator[Packet[VideoStream]]:
-    """The packets as they are, moved in time so that the first picture shown is at 0."""
-    timeline = video.timeline
+    """The packets as they are, with other times."""
     copy = target.add_stream_from_template(stream, opaque=True)
     copy.time_base = time_base
-    copy.codec_context.sample_aspect_ratio = video.info.sample_aspect_ratio
-    if video.info.codec == "hevc" and not _parameters_are_in_band(stream.codec_context.extradata or b""):
+    copy.codec_context.sample_aspect_ratio = info.sample_aspect_ratio
+    if info.codec == "hevc" and not _parameters_are_in_band(stream.codec_context.extradata or b""):
         copy.codec_context.codec_tag = "hvc1"  # the only tag for which QuickTime plays HEVC
-
-    def ticks(time: Fraction) -> int:
-        return round((time - timeline.start) / time_base)
-
-    shown = [ticks(packet.pts) for packet in packets]
-    stored = [None if packet.dts is None else ticks(packet.dts) for packet in packets]
-    decoded = _decoding_times(shown, stored, ticks(timeline.end), round(_ROUNDING / time_base))
-    stays = dict(zip(map(ticks, timeline.times), _durations(timeline), strict=True))
 
     def moved() -> Iterator[Packet[VideoStream]]:
         source = (packet for packet in container.demux(stream) if packet.size)
-        for index, (packet, pts) in enumerate(zip(source, shown, strict=False)):
-            stay = stays.get(pts, (packet.duration or 0) * packet.time_base)
+        for packet, times in zip(source, packets, strict=False):
             packet.time_base = time_base
-            packet.pts, packet.dts = pts, decoded[index]
-            is_last = index == len(shown) - 1
-            packet.duration = decoded[-1] - decoded[-2] if is_last else round(stay / time_base)
+            packet.pts, packet.dts, packet.duration = times.pts, times.dts, times.duration
             packet.stream = copy
             yield packet
 
@@ -263,7 +268,9 @@ def _output_time_base(time_base: Fraction) -> Fraction:
     return Fraction(1, time_base.denominator * math.ceil(_COARSEST.denominator / time_base.denominator))
 
 
-def _decoding_times(shown: list[int], stored: list[int | None], end: int, rounding: int) -> list[int]:
+def _decoding_times(
+    shown: list[int], stored: list[int | None], end: int, time_base: Fraction
+) -> list[int] | None:
     """When to decode each packet, and at last when the last sample ends on the clock of decoding.
 
     MP4 stores how long samples last on that clock, and readers take the length of the track from their sum
@@ -277,28 +284,36 @@ def _decoding_times(shown: list[int], stored: list[int | None], end: int, roundi
         shown: presentation times in the order of decoding.
         stored: decoding times of the input.
         end: when the last frame disappears.
-        rounding: difference in times that the units of containers explain.
+        time_base: unit of all of these, in seconds.
+
+    Returns:
+        None if no times were found that give the length.
     """
-    order = sorted(shown)
-    length = end - order[0]
+    for times in _possible_decoding_times(shown, stored, end):
+        ends = [*times, times[0] + end - min(shown)]
+        if _lasts(ends, shown, end, time_base):
+            return ends
+    return None
+
+
+def _possible_decoding_times(shown: list[int], stored: list[int | None], end: int) -> Iterator[list[int]]:
     given = [time for time in stored if time is not None]
-    if len(given) == len(shown) and _lasts(given, shown, end, rounding):
-        return [*given, given[0] + length]
+    if len(given) == len(shown):
+        yield given
+    order = sorted(shown)
     places = {time: place for place, time in enumerate(order)}
     delay = max(index - places[time] for index, time in enumerate(shown))
     step = median_low([after - time for time, after in pairwise([*order, end])])
     times = [order[0] - step * place for place in range(delay, 0, -1)] + order[: len(order) - delay]
-    if delay and not _lasts(times, shown, end, rounding):
+    yield times
+    if delay:
         # Either the frame shown last has a sample as long as it stays, or, where that is too long for the
         # others to be decoded in time, the packet decoded last ends with the video.
         lead = max(delay * step, order[-1] - shown[-1])
-        late = _decoded_late(times, shown, end, delay, lead, order[-1] - lead, shown.index(order[-1]))
-        if not _lasts(late, shown, end, rounding):
-            before = order[max(len(order) - 2 - delay, 0)]
-            lead = max(min(delay * step, (shown[-1] - before) // 2), delay)
-            late = _decoded_late(times, shown, end, delay, lead, shown[-1] - lead, None)
-        times = late
-    return [*times, times[0] + length]
+        yield _decoded_late(times, shown, end, delay, lead, order[-1] - lead, shown.index(order[-1]))
+        before = order[max(len(order) - 2 - delay, 0)]
+        lead = max(min(delay * step, (shown[-1] - before) // 2), delay)
+        yield _decoded_late(times, shown, end, delay, lead, shown[-1] - lead, None)
 
 
 def _decoded_late(
@@ -317,21 +332,18 @@ def _decoded_late(
     return late
 
 
-def _lasts(times: list[int], shown: list[int], end: int, rounding: int) -> bool:
+def _lasts(times: list[int], shown: list[int], end: int, time_base: Fraction) -> bool:
     """Whether packets decoded at ``times`` give the length that is presented, on both clocks."""
-    durations = [after - time for time, after in pairwise([*times, times[0] + end - min(shown)])]
-    last_end = max(pts + duration for pts, duration in zip(shown, durations, strict=True))
+    durations = [after - time for time, after in pairwise(times)]
+    ends = [pts + duration for pts, duration in zip(shown, durations, strict=True)]
+    late = durations[-1] - Fraction(sum(durations), len(durations))
     return (
         min(durations) > 0
-        and all(time <= pts for time, pts in zip(times, shown, strict=True))
-        and shown[-1] + durations[-1] <= end
-        and abs(last_end - end) <= rounding
+        and all(time <= pts for time, pts in zip(times, shown, strict=False))
+        and ends[-1] <= end
+        and abs(max(ends) - end) * time_base <= _ROUNDING
+        and (times[:-1] == shown or abs(late) * time_base <= _GUESSED)
     )
-
-
-def _durations(timeline: Timeline) -> list[Fraction]:
-    """How long each picture stays, in seconds."""
-    return [after - time for time, after in pairwise([*timeline.times, timeline.end])]
 
 
 def _parameters_are_in_band(extradata: bytes) -> bool:
