@@ -185,6 +185,20 @@ def test_the_frames_of_a_copy_last_as_long_as_its_sound(
     assert lengths == pytest.approx([video.duration_s] * 2, abs=1e-4)
 
 
+def test_a_copy_of_jittering_frames_lasts_as_long_as_its_sound(tmp_path: Path) -> None:
+    """By the times that Flash stores, the packet decoded last ends before the one that is shown before it."""
+    first = [0, 58, 87, 141, 163, 206, 254, 287, 348, 378, 405, 449, 502, 523, 570]
+    later = [617, 647, 707, 743, 778, 802, 846, 904, 922, 989, 1022, 1061, 1100, 1134, 1162]
+    times = [time / 1000 for time in first + later]
+    options = {"preset": "veryfast", "bf": "3", "b_strategy": "0", "refs": "2"}
+    video = decode_video(make.render(tmp_path / "clip.flv", times=times, options=options))
+    assert video.duration_s == pytest.approx(1.201, abs=1e-6)
+    assert muxed(video, tmp_path / "out.mp4").copied
+    with av.open(tmp_path / "out.mp4") as container:
+        lengths = [float(stream.duration * stream.time_base) for stream in container.streams]
+    assert lengths == pytest.approx([1.201] * 2, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
 @pytest.mark.parametrize(
     "times, stay_s", [([n / 25 for n in range(20)], 2), ([*(n / 25 for n in range(20)), 1.5, 2.0], 0)]

@@ -151,7 +151,7 @@ def _decoded_at(packet: Packet[Any]) -> Fraction:
 
 @dataclass(frozen=True)
 class _PacketTimes:
-    """When a packet is shown and decoded, and how long it lasts, in units of the output's clock."""
+    """When a packet is shown and decoded, and how long, as the muxer wants it, in units of its clock."""
 
     pts: int
     dts: int
@@ -203,19 +203,15 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
     def ticks(time: Fraction) -> int:
         return round((time - timeline.start) / time_base)
 
-    pts = [ticks(time) for time in shown]
+    pts, end = [ticks(time) for time in shown], ticks(timeline.end)
     given = [None if time is None else ticks(time) for time in stored]
-    dts = _decoding_times(pts, given, ticks(timeline.end), time_base)
+    dts = _decoding_times(pts, given, end, time_base)
     if dts is None:
         return "its B-frames, copied, would not last as long as the sound", []
-    lasts = [after - time for time, after in pairwise(dts)]
-    stays = {
-        ticks(time): ticks(after) - ticks(time) for time, after in pairwise([*timeline.times, timeline.end])
-    }
-    return "", [
-        _PacketTimes(time, decoded, duration if index == len(pts) - 1 else stays.get(time, duration))
-        for index, (time, decoded, duration) in enumerate(zip(pts, dts, lasts, strict=False))
-    ]
+    # The muxer ends the edit list with the packet that ends last. Samples last until the next one is decoded,
+    # so that only the last one takes its length from here.
+    durations = [*(end - time for time in pts[:-1]), dts[-1] - dts[-2]]
+    return "", [_PacketTimes(*times) for times in zip(pts, dts, durations, strict=False)]
 
 
 def _describe_changes(video: DecodedVideo) -> str:
