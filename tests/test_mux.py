@@ -674,6 +674,43 @@ def test_a_size_that_changes_is_brought_to_one_that_loses_no_detail(
         assert picture[:, : max(left - 1, 0)].max(initial=0) < 40
 
 
+def oriented(path: Path, rotation: int) -> bytes:
+    """Encoded frames of which each key frame carries a message that turns them (H.264 SEI, D.1.27)."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        turn = av.BitStreamFilterContext(
+            f"h264_metadata=display_orientation=insert:rotate={rotation}", in_stream=stream
+        )
+        coded = [packet for packet in container.demux(stream) if packet.size]
+        return b"".join(bytes(turned) for packet in coded for turned in turn.filter(packet))
+
+
+@pytest.mark.parametrize("rotations", [(0, 90), (90, 0), (180, 270), (90, 90)])
+def test_a_message_turns_all_frames_up_to_the_next_key_frame(
+    tmp_path: Path, rotations: tuple[int, int]
+) -> None:
+    clip = make.render(tmp_path / "clip.h264", frames=12, size=(160, 96), options={"bf": "0"})
+    path = tmp_path / "phone.h264"
+    path.write_bytes(b"".join(oriented(clip, rotation) for rotation in rotations))
+    video = decode_video(path)
+    assert [shape.rotation for shape in video.timeline.shapes] == list(dict.fromkeys(rotations))
+    reason = muxed(video, tmp_path / "out.mp4").reason
+    again = decode_video(tmp_path / "out.mp4")
+    with av.open(tmp_path / "out.mp4") as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 24
+    if len(set(rotations)) == 1:
+        assert "changes" not in reason and again.info.rotation == rotations[0]
+        assert [make.number_of(frame) for frame in frames] == [*range(12)] * 2
+        return
+    assert "the rotation changes" in reason and again.info.rotation == 0
+    for index, frame in enumerate(frames):
+        rotation = rotations[index // 12]
+        stored = np.rot90(frame, -rotation // 90)
+        top = (stored.shape[0] - 96) // 2
+        assert make.number_of(stored[top : top + 96]) == index % 12
+
+
 def test_metadata_is_read_back(clips: Path, tmp_path: Path) -> None:
     texts = {"seed": "0", "caption": 'Rain, "heavy"\nand thunder: ü 雨', "cot": "x" * 5000, "preset": "tiny"}
     muxed(decode_video(clips / "cfr25_1p0s.mp4"), tmp_path / "out.mp4", **texts, odd="a\0b")

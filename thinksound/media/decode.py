@@ -52,7 +52,7 @@ from ..rates import (
 )
 from .editlist import edit_list_end
 from .frames import IMAGE_SIZE, clip_pixels, sync_pixels
-from .probe import VideoInfo, frame_rotation, open_video, probe
+from .probe import VideoInfo, open_video, probe
 from .shortage import check_shortage
 from .timeline import FrameShape, PresentedFrames, TimedFrame, Timeline
 
@@ -187,7 +187,7 @@ class _Decoder:
                     )
                 times.append(timed.time)
                 shapes[timed.shape] = None
-            shown, picture = timed, _Picture(timed.frame, self._to_rgb)
+            shown, picture = timed, _Picture(timed, self._to_rgb)
             self._clip.start(timed.time)
             self._sync.start(timed.time)
             progress(min(1.0, float(elapsed) / expected_s))
@@ -271,7 +271,7 @@ class _ToRGB:
         self._key: tuple[object, ...] = ()
         self._graph = Graph()
 
-    def __call__(self, frame: VideoFrame) -> np.ndarray:
+    def __call__(self, frame: VideoFrame, rotation: int) -> np.ndarray:
         """A picture as uint8 (height, width, 3), turned upright."""
         key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if key != self._key:
@@ -288,19 +288,19 @@ class _ToRGB:
         except av.error.BlockingIOError as error:
             # Every frame comes out at once, unless there was no room for it.
             raise MemoryError from error
-        return np.ascontiguousarray(np.rot90(rgb, frame_rotation(frame) // 90))
+        return np.ascontiguousarray(np.rot90(rgb, rotation // 90))
 
 
 class _Picture:
     """A decoded picture; what is not asked for is never computed."""
 
-    def __init__(self, frame: VideoFrame, to_rgb: _ToRGB) -> None:
-        self._frame = frame
+    def __init__(self, timed: TimedFrame, to_rgb: _ToRGB) -> None:
+        self._timed = timed
         self._to_rgb = to_rgb
 
     @cached_property
     def _rgb(self) -> np.ndarray:
-        return self._to_rgb(self._frame)
+        return self._to_rgb(self._timed.frame, self._timed.shape.rotation)
 
     @cached_property
     def clip(self) -> np.ndarray:

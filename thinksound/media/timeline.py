@@ -115,6 +115,7 @@ class PresentedFrames:
         self._earliest: Fraction | None = None  # s; first time that a packet stores
         self.lost_start = Fraction(0)  # s before the first frame of which packets exist and do not decode
         self._gaps: list[Fraction] = []
+        self._rotation = 0  # of the frame before
         # AVI knows only the order of decoding. Its times, sorted, belong to the pictures in the
         # order in which they leave the decoder.
         self._unsorted: list[int] | None = [] if container.format.name == "avi" else None
@@ -181,7 +182,11 @@ class PresentedFrames:
     def _shape(self, frame: VideoFrame) -> FrameShape:
         # PyAV does not tell a frame's own aspect; its decoder's is that of the frame it gave last.
         aspect = self._stream.codec_context.sample_aspect_ratio
-        return FrameShape(frame.width, frame.height, aspect or Fraction(1), frame_rotation(frame))
+        # A display orientation in the stream (H.264, HEVC) holds up to the next key frame. FFmpeg gives it to
+        # the one frame that carries it; the matrix of a container is on every frame.
+        if frame.key_frame or frame.side_data.get("DISPLAYMATRIX"):
+            self._rotation = frame_rotation(frame)
+        return FrameShape(frame.width, frame.height, aspect or Fraction(1), self._rotation)
 
     def _ticks(self, frame: VideoFrame) -> int | None:
         if self._unsorted is None:
