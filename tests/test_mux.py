@@ -170,6 +170,19 @@ def test_frames_with_one_time_are_copied_with_times_of_their_own(
         ]
 
 
+@pytest.mark.parametrize("bframes", ["0", "3"])
+def test_more_frames_with_one_time_than_the_output_can_tell_apart_are_kept(
+    tmp_path: Path, bframes: str
+) -> None:
+    """At 1000 frames per second, 90 units of the output's clock are one interval."""
+    times = [n / 1000 for n in range(101)] + [0.1] * 199 + [0.1 + n / 1000 for n in range(1, 101)]
+    clip = make.render(tmp_path / "clip.mp4", frames=400, size=(16, 16), options={**B_FRAMES, "bf": bframes})
+    video = decode_video(make.remux(clip, tmp_path / "many.mkv", times=times))
+    assert video.duration_s == pytest.approx(0.24, abs=0.001)  # none after them moves; the last one stays
+    assert muxed(video, tmp_path / "out.mp4").copied
+    check_picture(tmp_path / "out.mp4", video)
+
+
 @pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4", "clip.ts"])
 @pytest.mark.parametrize(
     "times", [[n / 25 for n in range(60)] + [2.8, 3.1], [0] + [1 + n / 25 for n in range(60)]]

@@ -28,6 +28,7 @@ from .shortage import check_room, check_shortage
 _FALLBACK_INTERVAL = Fraction(1, 25)  # s, where neither the stream nor its pictures say
 _FASTEST = 1000  # frames per second; a stream that claims more names a unit of its clock
 _RESTART = Fraction(1, 2)  # s; a clock that goes back by more starts again, by less it is unsteady
+_FINEST = Fraction(1, 90_000)  # s; frames that are nearer share a time: the output may have no finer unit
 _WAITING = 128 * 2**20  # bytes of frames with one time that wait for the next time
 # Containers that store how long a picture stays; elsewhere a parser guesses it from the headers.
 _STORE_DURATIONS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "gif", "apng"}
@@ -138,7 +139,7 @@ class PresentedFrames:
                 # Recordings joined byte by byte start their clock again.
                 shift += now + self.interval - time
                 time = now + self.interval
-            if now is not None and time > now:
+            if now is not None and time - now >= _FINEST * len(waiting):
                 yield from self._spread(waiting, time - now)
                 self._gaps.append(time - now)
                 waiting = []
@@ -164,7 +165,7 @@ class PresentedFrames:
         first, *twins = waiting
         yield first
         if step is None:
-            step = min(stay, self.interval) / len(waiting)
+            step = max(min(stay, self.interval) / len(waiting), _FINEST)
         for place, twin in enumerate(twins, 1):
             time = first.time + place * step
             if isinstance(twin.frame.opaque, int):  # not every decoder passes it on
