@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from thinksound.config import OobleckConfig, SpectrogramVAEConfig
-from thinksound.errors import OutputError, ThinkSoundError
+from thinksound.errors import OutputError, PlacementError, ThinkSoundError
 from thinksound.media import files
 from thinksound.media.audio import fit_length, to_pcm16, write_wav
 from thinksound.media.files import whole_file
@@ -111,7 +111,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a file size limit")
-def test_a_full_disk_gives_one_message_and_no_file(tmp_path: Path) -> None:
+def test_a_limit_on_file_sizes_gives_one_message_and_no_file(tmp_path: Path) -> None:
     program = """
 import resource, signal, sys, torch
 from thinksound.config import OobleckConfig, SpectrogramVAEConfig
@@ -130,17 +130,20 @@ except OutputError as error:
         text=True,
         check=True,
     )
-    assert "no space left" in result.stdout and result.stderr == ""
+    assert "the limit on file sizes (ulimit -f)" in result.stdout and result.stderr == ""
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize(
+    ("interruption", "raised"),
+    [(KeyboardInterrupt, KeyboardInterrupt), (SystemExit, SystemExit), (MemoryError, PlacementError)],
+)
 def test_an_interruption_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, interruption: type[BaseException]
+    tmp_path: Path, interruption: type[BaseException], raised: type[BaseException]
 ) -> None:
     target = tmp_path / "sound.wav"
     target.write_bytes(b"old")
-    with pytest.raises(interruption), whole_file(target) as temporary:
+    with pytest.raises(raised), whole_file(target) as temporary:
         temporary.write_bytes(b"half of the new")
         raise interruption
     assert target.read_bytes() == b"old"

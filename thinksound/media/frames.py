@@ -19,6 +19,7 @@ IMAGE_SIZE = 224  # pixels on each side, for both encoders
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_ROWS = 1088  # of a frame that are resized at once
 SYNC_MEAN = SYNC_STD = 0.5  # of every channel
 
 
@@ -33,15 +34,17 @@ def clip_pixels(frame: np.ndarray) -> np.ndarray:
     """
     height, width, _ = frame.shape
     side = max(height, width)
-    picture = Image.fromarray(frame)
-    square_width = side
-    if width > height:
-        # Pillow resizes rows, then columns. Black rows stay black: they can wait for the columns.
-        picture = picture.resize((IMAGE_SIZE, height), Image.Resampling.BICUBIC)
-        square_width = IMAGE_SIZE
-    square = Image.new("RGB", (square_width, side))
-    # An odd rest leaves the extra pixel right or below.
-    square.paste(picture, ((square_width - picture.width) // 2, (side - height) // 2))
+    # Pillow resizes rows, then columns. So rows can be padded and resized a few at a time, which saves the
+    # memory of the square; black rows stay black: they can wait for the columns.
+    square = Image.new("RGB", (IMAGE_SIZE, side))
+    left, top = (side - width) // 2, (side - height) // 2  # an odd rest leaves the extra pixel right or below
+    for row in range(0, height, _ROWS):
+        rows = Image.fromarray(frame[row : row + _ROWS])
+        if width < side:
+            padded = Image.new("RGB", (side, rows.height))
+            padded.paste(rows, (left, 0))
+            rows = padded
+        square.paste(rows.resize((IMAGE_SIZE, rows.height), Image.Resampling.BICUBIC), (0, top + row))
     return np.asarray(square.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 

@@ -28,6 +28,7 @@ from av.video.stream import VideoStream
 
 from .playertags import ROOM
 from .probe import open_media
+from .shortage import check_shortage
 from .timeline import Timeline
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def dolby_vision(stream: VideoStream) -> DolbyVision | None:
         with av.open(header, "w", format="mp4", container_options=options) as output:
             output.add_stream_from_template(stream, opaque=True)
             output.start_encoding()
-    except av.error.FFmpegError:
+    except av.error.FFmpegError as error:
+        check_shortage(error)
         return None  # its parameters are damaged
     found = _DOVI_BOX.search(header.getvalue())
     return DolbyVision(found[1][2] >> 1, found[1][4] >> 4) if found else None
@@ -245,8 +247,8 @@ def _read_cues(
                         break  # whatever follows is shown later still
                 elif isinstance(packet.stream, SubtitleStream):
                     cues[packet.stream.index] += _cue(packet, timeline)
-        except av.error.FFmpegError:
-            pass  # the file ends in the middle of a packet
+        except av.error.FFmpegError as error:
+            check_shortage(error)  # else the file ends in the middle of a packet
     return {index: _one_at_a_time(track) for index, track in cues.items()}
 
 
@@ -264,7 +266,8 @@ def _cue(packet: Packet[Any], timeline: Timeline) -> Iterator[Cue]:
         return
     try:
         texts = packet.stream.decode2(packet) or ()
-    except av.error.InvalidDataError:
+    except av.error.FFmpegError as error:
+        check_shortage(error)
         return
     for text in texts:
         if isinstance(text, AssSubtitle) and text.ass:

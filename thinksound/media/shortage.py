@@ -22,6 +22,7 @@ _LARGEST = 2**31  # bytes; FFmpeg calls it a lack of memory, too, where a damage
 # What the system says while a file is read that is not the file's fault. Demuxers use other codes
 # (EINVAL, EPERM, EAGAIN ...) for damage as well.
 _SYSTEM = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE}
+_WELL = "try again when the system is well"
 _THREAD = "a thread could not be started"
 # Of RuntimeError, by which PyTorch and Python's threads say it.
 _MEMORY_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "can't start new thread")
@@ -86,8 +87,10 @@ def shortages_named(path: Path) -> Iterator[None]:
         # The frames that failed hold pixels, and the error that we raise holds those frames.
         traceback.clear_frames(error.__traceback__)
     except ReadError as error:
-        raise MediaError(f"{path}: cannot be read ({error}); try again when the system is well") from None
+        raise MediaError(f"{path}: cannot be read ({error}); {_WELL}") from None
     except OSError as error:
+        if error.errno in _SYSTEM:
+            raise MediaError(f"{path}: cannot be read ({said(error)}); {_WELL}") from None
         if error.errno != errno.ENOMEM:
             raise
         why = ""

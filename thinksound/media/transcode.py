@@ -29,9 +29,10 @@ from .timeline import FrameShape, TimedFrame, Timeline
 
 # Visually lossless at usual distances. Without B-frames, decoding and presentation times agree.
 _X264 = {"crf": "18", "preset": "fast", "bf": "0"}
-# Above 4K, the forty frames that the encoder looks ahead would take gigabytes.
+# Above 4K, the forty frames that the encoder looks ahead would take gigabytes, and so would a frame for each
+# core: the threads share one instead.
 _LARGE = 4096 * 2304  # pixels
-_X264_LARGE = {"rc-lookahead": "0", "refs": "1"}
+_X264_LARGE = {"rc-lookahead": "0", "refs": "1", "x264-params": "sliced-threads=1"}
 _BYTES = 12  # per pixel, of the frames that one step may need: generous, not a measurement
 _TURNS: dict[int, list[tuple[str, ...]]] = {  # filters that turn a frame upright, by its rotation
     0: [],
