@@ -26,6 +26,7 @@ from av.subtitles.stream import SubtitleStream
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 from av.video.stream import VideoStream
 
+from ..errors import printable
 from .playertags import ROOM
 from .probe import open_media
 from .shortage import check_shortage
@@ -111,7 +112,7 @@ def find_kept(
     notes = [_sound_note(container)] if container.streams.audio else []
     if left_out:
         notes.append(f"left out: {', '.join(left_out)}")
-    return Kept(tags, _track_tags(stream), chapters, subtitles, tuple(notes))
+    return Kept(tags, _track_tags(stream), chapters, subtitles, tuple(map(printable, notes)))
 
 
 def dolby_vision(stream: VideoStream) -> DolbyVision | None:
