@@ -33,9 +33,9 @@ MAX_SIDE = 16_384  # pixels
 # Of a frame: 8192x4352, the largest of H.264, HEVC, VP9 and AV1 levels. It bounds the memory of a request.
 MAX_PIXELS = 35_651_584
 MAX_FRAME_BYTES = 4 * MAX_PIXELS  # such as 8-bit RGBA or 10-bit 4:2:2 of that size
-# That a decoder may hold of large frames: those it refers to, 5 or 6 at the largest size of a level. Hostile
-# streams ask for 16. Measured peaks of whole processes, libraries included, stay below 2 GiB with it.
-MAX_HELD_BYTES = 1250 * 2**20
+# By which a process may grow while large frames are decoded. A stream refers to 5 or 6 of the largest size of
+# its level; hostile ones ask for 16. docs/measurements.md has the peaks of whole processes.
+MAX_HELD_BYTES = 1180 * 2**20
 MIN_SIDE = 4  # pixels
 MAX_ASPECT = 32  # long side over short side
 
@@ -55,7 +55,7 @@ _PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "hevc", "hevx", "heim", "heis
 _GIVE = "give a file such as MP4, MOV, MKV, WebM or GIF"
 _AGAIN = "copy or export the file again"
 _MOST_HELD = 40  # frames: 16 that a stream refers to and those on their way, with motion vectors
-_BIG_FRAMES = 256 * 2**20  # bytes; what the threads of a decoder may hold at once
+_BIG_FRAMES = 160 * 2**20  # bytes; what the threads of a decoder may hold at once
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 # A track with fewer frames than _FEW is a cover beside one that has _FEW times as many.
 _FEW = 10
@@ -224,9 +224,11 @@ class HeldMemory:
         Raises:
             MediaError: it is more than :data:`MAX_HELD_BYTES`.
         """
-        if frame_bytes(self._stream) * _MOST_HELD < MAX_HELD_BYTES:
+        size = frame_bytes(self._stream)
+        if size * _MOST_HELD < MAX_HELD_BYTES:
             return
-        if _resident_bytes() - self._before - self._kept() > MAX_HELD_BYTES:
+        step = size * self._stream.codec_context.thread_count
+        if _resident_bytes() - self._before - self._kept() + step > MAX_HELD_BYTES:
             raise MediaError(
                 f"{self._path}: decoding takes more than {MAX_HELD_BYTES / 1e6:,.0f} MB of memory, because "
                 "many large frames refer to each other; scale the video, or convert it with fewer "
