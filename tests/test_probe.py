@@ -444,15 +444,6 @@ def test_frames_that_grow_past_the_limit_are_refused(tmp_path: Path) -> None:
         decode_video(path)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's accounts")
-def test_a_decoder_may_hold_only_so_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make.render(tmp_path / "large.mp4", size=(3840, 2160), frames=8)
-    assert decode_video(path).frame_count == 8
-    monkeypatch.setattr("thinksound.media.probe.MAX_HELD_BYTES", 8 * 2**20)
-    with pytest.raises(MediaError, match=r"decoding takes more than 8 MB of memory.*fewer reference frames"):
-        decode_video(path)
-
-
 def test_one_damaged_size_is_no_growth(tmp_path: Path) -> None:
     path = make.render(tmp_path / "clip.mjpeg", codec="mjpeg", frames=10, pixel_format="yuvj420p")
     content = bytearray(path.read_bytes())

@@ -155,8 +155,7 @@ class _Decoder:
         self._limit_s = duration_s if duration_s is not None else MAX_DURATION_S
         self._clip = _Ticks(CLIP_FPS, clip_frame_count(self._limit_s), lambda picture: picture.clip)
         self._sync = _Ticks(SYNC_FPS, sync_frame_count(self._limit_s), lambda picture: picture.sync)
-        lists = self._clip, self._sync
-        self._source = PresentedFrames(container, stream, lambda: sum(each.nbytes for each in lists))
+        self._source = PresentedFrames(container, stream)
         self._to_rgb = _ToRGB()
         self._edit_list_end: Fraction | None = None
         if container.format.name.startswith("mov"):
@@ -322,11 +321,6 @@ class _Ticks:
         self._start = 0  # the tick on which the picture on screen fell
         self._count = 0
         self._entries = np.empty((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the list."""
-        return self._entries.nbytes
 
     @property
     def full(self) -> bool:

@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,9 +33,6 @@ MAX_SIDE = 16_384  # pixels
 # Of a frame: 8192x4352, the largest of H.264, HEVC, VP9 and AV1 levels. It bounds the memory of a request.
 MAX_PIXELS = 35_651_584
 MAX_FRAME_BYTES = 4 * MAX_PIXELS  # such as 8-bit RGBA or 10-bit 4:2:2 of that size
-# By which a process may grow while large frames are decoded. A stream refers to 5 or 6 of the largest size of
-# its level; hostile ones ask for 16. docs/measurements.md has the peaks of whole processes.
-MAX_HELD_BYTES = 1180 * 2**20
 MIN_SIDE = 4  # pixels
 MAX_ASPECT = 32  # long side over short side
 
@@ -54,8 +51,7 @@ DEMUXERS = (
 _PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "hevc", "hevx", "heim", "heis", "mif1", "msf1"}
 _GIVE = "give a file such as MP4, MOV, MKV, WebM or GIF"
 _AGAIN = "copy or export the file again"
-_MOST_HELD = 40  # frames: 16 that a stream refers to and those on their way, with motion vectors
-_BIG_FRAMES = 160 * 2**20  # bytes; what the threads of a decoder may hold at once
+_BIG_FRAMES = 64 * 2**20  # bytes; what the threads of a decoder may hold at once
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 # A track with fewer frames than _FEW is a cover beside one that has _FEW times as many.
 _FEW = 10
@@ -203,45 +199,6 @@ def frame_bytes(stream: VideoStream) -> int:
 def decoding_bytes(stream: VideoStream) -> int:
     """Memory that decoding one more packet may take, in bytes: generous, not a measurement."""
     return frame_bytes(stream) * (stream.codec_context.thread_count + 3) + 2**24
-
-
-class HeldMemory:
-    """Bounds what a decoder holds: how many frames, a stream decides, and FFmpeg does not tell.
-
-    Args:
-        path: the video, for the message.
-        stream: that is decoded.
-        kept: tells how many bytes of the frames the caller keeps meanwhile.
-    """
-
-    def __init__(self, path: Path, stream: VideoStream, kept: Callable[[], int] = lambda: 0) -> None:
-        self._path, self._stream, self._kept = path, stream, kept
-        self._before = _resident_bytes()
-
-    def check(self) -> None:
-        """Called before each step.
-
-        Raises:
-            MediaError: it is more than :data:`MAX_HELD_BYTES`.
-        """
-        size = frame_bytes(self._stream)
-        if size * _MOST_HELD < MAX_HELD_BYTES:
-            return
-        step = size * self._stream.codec_context.thread_count
-        if _resident_bytes() - self._before - self._kept() + step > MAX_HELD_BYTES:
-            raise MediaError(
-                f"{self._path}: decoding takes more than {MAX_HELD_BYTES / 1e6:,.0f} MB of memory, because "
-                "many large frames refer to each other; scale the video, or convert it with fewer "
-                "reference frames"
-            )
-
-
-def _resident_bytes() -> int:
-    """Memory of this process; 0 where the system is not Linux."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return 0
 
 
 def _available_threads() -> int:
@@ -430,10 +387,8 @@ def refuse_growth(path: Path) -> NoReturn:
 
 def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
     too_large = False
-    held = HeldMemory(path, stream)
     try:
         for packet in container.demux(stream):
-            held.check()
             room = decoding_bytes(stream)
             check_room(room)
             try:

@@ -8,7 +8,7 @@ count sound that outlasts the picture, and hidden pictures.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -22,7 +22,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .probe import HeldMemory, decoding_bytes, frame_rotation, is_too_large, refuse_growth
+from .probe import decoding_bytes, frame_rotation, is_too_large, refuse_growth
 from .shortage import check_room, check_shortage
 
 _FALLBACK_INTERVAL = Fraction(1, 25)  # s, where neither the stream nor its pictures say
@@ -103,21 +103,13 @@ class PresentedFrames:
     Damaged packets are skipped, as players do, and remembered in :attr:`damaged`. Colour tags are
     replaced where no conversion knows them. Frames with the time of the one before them, or a slightly
     earlier one, are moved into the interval that follows, and remembered in :attr:`moved`.
-
-    Args:
-        container: an open file.
-        stream: its track.
-        kept: tells how many bytes the caller keeps of the frames it got; none by default.
     """
 
-    def __init__(
-        self, container: InputContainer, stream: VideoStream, kept: Callable[[], int] = lambda: 0
-    ) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.damaged = False
         self._container = container
         self._path = Path(container.name.removeprefix("file:"))
         self._stream = stream
-        self._held = HeldMemory(self._path, stream, kept)
         self._time_base = Fraction(stream.time_base or _FALLBACK_INTERVAL)
         stream.codec_context.flags |= Flags.copy_opaque  # so that a frame names its packet
         self.moved: dict[int, Fraction] = {}  # s; times by the number of the packet
@@ -209,7 +201,6 @@ class PresentedFrames:
                 self.damaged = True
             if self._unsorted is not None and packet is not None and packet.size and packet.dts is not None:
                 heapq.heappush(self._unsorted, packet.dts)
-            self._held.check()
             # What finds no room is skipped like damage, not always with an error.
             room = decoding_bytes(self._stream)
             check_room(room)
