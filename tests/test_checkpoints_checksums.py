@@ -19,6 +19,7 @@ from published import assert_holds, load_network, overwrite, tensors_of
 from thinksound.checkpoints import checksums
 from thinksound.checkpoints.load import load_vae
 from thinksound.checkpoints.registry import default_weights_dir
+from thinksound.cli import main
 from thinksound.errors import WeightsError
 from thinksound.presets import TINY
 
@@ -208,6 +209,28 @@ def test_a_folder_that_was_named_is_used_or_refused(tmp_path: Path, monkeypatch:
         with pytest.raises(WeightsError, match="leave out --weights and THINKSOUND_WEIGHTS, or copy it from"):
             load(folder)
     assert not absent.exists()
+
+
+def test_a_folder_that_cannot_hold_weights_is_named_by_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent, empty, file = tmp_path / "absent", tmp_path / "empty", tmp_path / "file"
+    empty.mkdir()
+    file.write_text("x")
+    for folder, actions, words in (
+        (absent, ("verify", "convert"), "no such folder"),
+        (empty, ("verify",), "holds no weight files"),
+        (file, ("verify", "convert", "path", "download"), "this is a file"),
+    ):
+        for action in actions:
+            assert main(["weights", action, "--weights", str(folder)]) == 1
+            assert f"{folder}: {words}" in capsys.readouterr().err
+    for command in (["weights", "path"], ["info"]):
+        assert main([*command, "--weights", str(absent)]) == 0
+        assert f"missing  {absent}  (no such folder)" in capsys.readouterr().out
+    monkeypatch.setenv("THINKSOUND_WEIGHTS", "~nobody-of-this-name/weights")
+    assert main(["weights", "path"]) == 1
+    assert "THINKSOUND_WEIGHTS=~nobody-of-this-name/weights: " in capsys.readouterr().err
 
 
 def test_every_verified_file_has_progress_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from ..errors import WeightsError
 from . import checksums
 from .checksums import Progress, file_sha256
 from .load import NamedTensors
-from .locate import describe_missing, files_of, is_complete, published_path, weight_paths
+from .locate import check_weights_dir, describe_missing, files_of, is_complete, published_path, weight_paths
 from .registry import weight_file
 from .tensors import check_finite
 
@@ -61,6 +61,7 @@ def convert(
     ``progress(key, bytes done, bytes in all)`` is called after each tensor. Raises `WeightsError` for a
     key that is bundled, missing, or not the file it should be, and when there is no room.
     """
+    check_weights_dir(weights_dir)
     rows = []
     for key in keys:
         file = weight_file(key)

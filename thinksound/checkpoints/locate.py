@@ -22,14 +22,24 @@ from .registry import (
 )
 
 
+def check_weights_dir(weights_dir: Path, may_be_absent: bool = False) -> None:
+    """Raise `WeightsError` unless ``weights_dir`` is a folder."""
+    if weights_dir.is_file():
+        raise WeightsError(f"{weights_dir}: this is a file; give the folder that holds the weight files")
+    if not may_be_absent and not weights_dir.is_dir():
+        raise WeightsError(
+            f"{weights_dir}: no such folder; check --weights and THINKSOUND_WEIGHTS, "
+            "or run `thinksound weights download`, which makes it"
+        )
+
+
 def missing(weights_dir: Path, keys: Iterable[str]) -> list[WeightFile]:
     """Those of ``keys`` for which there is neither a published nor a converted file.
 
     Raises:
         WeightsError: ``weights_dir`` is a file.
     """
-    if weights_dir.is_file():
-        raise WeightsError(f"{weights_dir}: this is a file; give the folder that holds the weight files")
+    check_weights_dir(weights_dir, may_be_absent=True)
     files = [weight_file(key) for key in keys]
     return [
         file
@@ -153,12 +163,18 @@ def single_file(converted: Path) -> Path:
 
 
 def present_files(weights_dir: Path) -> list[Path]:
-    """Every file that any key would be loaded from, published, converted and bundled."""
+    """Every file that any key would be loaded from, published, converted and bundled; at least one.
+
+    Raises `WeightsError` if there is none.
+    """
+    check_weights_dir(weights_dir)
     paths: list[Path] = []
     for file in WEIGHTS.values():
         for path in (published_path(weights_dir, file), weights_dir / file.converted_path):
             if is_complete(file, path):
                 paths += files_of(file, path)
+    if not paths:
+        raise WeightsError(f"{weights_dir}: holds no weight files; check --weights and THINKSOUND_WEIGHTS")
     return list(dict.fromkeys(paths))  # Synchformer's file serves two networks
 
 

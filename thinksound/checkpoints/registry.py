@@ -229,14 +229,20 @@ def repository_weights_dir() -> Path:
 
 
 def default_weights_dir() -> Path:
-    """``$THINKSOUND_WEIGHTS``, else ``weights/`` of the checkout, else a folder of this user."""
+    """``$THINKSOUND_WEIGHTS``, else ``weights/`` of the checkout, else a folder of this user.
+
+    Raises `WeightsError` where the folder of a user is meant that has none.
+    """
     chosen = os.environ.get("THINKSOUND_WEIGHTS")
-    if chosen:
-        return Path(chosen).expanduser()
-    if repository_weights_dir().is_dir():
-        return repository_weights_dir()
-    if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        if repository_weights_dir().is_dir():
+            return repository_weights_dir()
+        if sys.platform == "win32":
+            cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        else:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # no home folder
+        raise WeightsError(f"THINKSOUND_WEIGHTS={chosen or ''}: no home folder; name another there") from error
     return cache / "thinksound" / "weights"

@@ -104,12 +104,16 @@ def weights_dir(arguments: argparse.Namespace) -> Path:
 
 
 def weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
-    """One line per file that the presets need: each copy that is here, or where it belongs."""
+    """One line per file that the presets need: each copy that is here, or where it belongs.
+
+    The first line says so if there is no such folder.
+    """
     from ..checkpoints.cache import cached_files
-    from ..checkpoints.locate import is_complete, published_path
+    from ..checkpoints.locate import check_weights_dir, is_complete, published_path
     from ..checkpoints.registry import weight_file
 
-    lines = []
+    check_weights_dir(folder, may_be_absent=True)
+    lines = [] if folder.is_dir() else [f"missing  {folder}  (no such folder)"]
     for key in dict.fromkeys(key for name in presets for key in PRESETS[name].weights.values()):
         file = weight_file(key)
         published, converted = published_path(folder, file), folder / file.converted_path
