@@ -12,6 +12,7 @@ import pytest
 import torch
 from published import KEYS, assert_holds, load_network, overwrite, tensors_of
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from thinksound.checkpoints import checksums
 from thinksound.checkpoints.convert import convert
@@ -19,6 +20,8 @@ from thinksound.checkpoints.load import load_t5, locate
 from thinksound.checkpoints.locate import missing
 from thinksound.checkpoints.registry import weight_file
 from thinksound.errors import WeightsError
+from thinksound.models.mmdit import MMDiT
+from thinksound.presets import LIGHT
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -157,6 +160,32 @@ def test_a_disk_that_takes_no_more_leaves_no_file_and_one_message(tmp_path: Path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((folder / "converted").iterdir()) == []
+
+
+@pytest.mark.parametrize("wrapped", ["", "module.", "_orig_mod.", "student.dit."])
+def test_a_fine_tune_is_converted_behind_any_prefix(tmp_path: Path, wrapped: str) -> None:
+    with torch.device("meta"):
+        names = MMDiT(LIGHT.mmdit).state_dict().keys()
+    state = {wrapped + name: torch.full((2,), float(index)) for index, name in enumerate(names)}
+    others = {"loss.weight": torch.ones(1)} if wrapped == "student.dit." else {}
+    published.save({"model": state | others}, tmp_path / "thinksound_light.ckpt")
+    (row,) = convert(tmp_path, ["thinksound_light"], {})
+    held = load_file(row.path)
+    assert {wrapped + name for name in held} == set(state)
+    assert all(torch.equal(held[name.removeprefix(wrapped)], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("key", ["synchformer", "metaclip", "t5"])
+def test_an_encoder_is_converted_behind_a_prefix_too(tmp_path: Path, key: str) -> None:
+    folder = published.copies(tmp_path, key)
+    path = folder / weight_file(key).path
+    for weights in path.glob("*.safetensors") if path.is_dir() else ():
+        weights.unlink()
+    wrapped = {f"module.{name}": value for name, value in tensors_of(key).items()}
+    published.save(wrapped, path / "pytorch_model.bin" if path.is_dir() else path)
+    convert(folder, [key], {})
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert_holds(load_network(folder, key), tensors_of(key))
 
 
 def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from . import checksums
 from .checksums import Progress, file_sha256
-from .load import NamedTensors
+from .load import NamedTensors, own_names
 from .locate import check_weights_dir, describe_missing, files_of, is_complete, published_path, weight_paths
 from .registry import weight_file
 from .tensors import check_finite
@@ -76,11 +76,11 @@ def convert(
         sources = weight_paths(published)
         for source in files_of(file, published):
             checksums.check(weights_dir, source)
-        tensors = NamedTensors(published, key)
+        tensors = NamedTensors(published, key, own_names(key, published))
         if not tensors:
             raise WeightsError(
-                f"{published}: holds nothing of {file.purpose} under its published names (it has "
-                f"{tensors.held[0]} …); download it again"
+                f"{published}: holds nothing of {file.purpose} (it has {tensors.held[0]} …); "
+                "download it again"
             )
         metadata = {
             "format": "pt",

@@ -34,6 +34,7 @@ from ..models.oobleck import AudioVAE
 from ..models.spectrogram_vae import build_vae
 from ..models.synchformer import Synchformer
 from ..models.synchformer_offset import SynchformerOffset
+from ..presets import PRESETS
 from . import checksums
 from .locate import (
     describe_missing,
@@ -139,6 +140,23 @@ def load_file(network: Network, path: Path, key: str, dtype: torch.dtype) -> Net
     """
     fill(network, NamedTensors(path, key, network.state_dict()), path, dtype)
     return _frozen(network)
+
+
+def own_names(key: str, path: Path) -> Collection[str]:
+    """The names inside the network that the presets load from ``key``, as it lies at ``path``."""
+    for preset in PRESETS.values():
+        if key not in preset.weights.values():
+            continue
+        with torch.device("meta"):
+            if key == preset.weights["dit"]:
+                return MMDiT(preset.mmdit).state_dict().keys()
+            if key == preset.weights["vae"]:
+                return build_vae(preset.vae).state_dict().keys()
+            if key == preset.weights["synchformer"]:
+                return Synchformer(preset.synchformer).state_dict().keys()
+        encoder = build_metaclip(path) if key == preset.weights["metaclip"] else build_t5(path)
+        return encoder.model.state_dict().keys()
+    return ()
 
 
 def locate(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:

@@ -244,5 +244,7 @@ def default_weights_dir() -> Path:
         else:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:  # no home folder
-        raise WeightsError(f"THINKSOUND_WEIGHTS={chosen or ''}: no home folder; name another there") from error
+        raise WeightsError(
+            f"THINKSOUND_WEIGHTS={chosen or ''}: no home folder; name another there"
+        ) from error
     return cache / "thinksound" / "weights"
