@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -587,6 +588,30 @@ def test_a_killed_download_goes_on_where_it_was(weights: Path) -> None:
         ranges = [request.byte_range for request in hub.requests if request.path.startswith("/blobs/")]
     assert ranges == [f"bytes={arrived}-"]
     assert (weights / "vae.ckpt").read_bytes() == CHECKPOINT
+
+
+def test_one_of_several_processes_fetches_and_the_others_find_it_done(weights: Path) -> None:
+    def slow(request: BaseHTTPRequestHandler) -> bool:
+        if request.path.startswith("/blobs/"):
+            time.sleep(3)  # the others come to wait for the folder
+        return False
+
+    with thinksound_hub(instead=slow) as hub, ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: run(hub.url, weights, "vae"), range(3)))
+        assert [each.get("error") for each in done] == [None] * 3
+        assert hub.fetched() == ["vae.ckpt"]
+    assert not (weights / ".download").exists()
+
+
+def test_a_proxy_or_a_place_that_cannot_be_used_is_one_line(
+    weights: Path, use: Callable[[str], None]
+) -> None:
+    with thinksound_hub() as hub:
+        said = run(hub.url, weights, "vae", ALL_PROXY="::::")["error"]
+        assert "check HTTPS_PROXY" in said and "\n" not in said
+        (weights / "vae.ckpt").mkdir(parents=True)
+        use(hub.url)
+        assert f"{weights / 'vae.ckpt'}: cannot be written" in refusal(weights, "vae")
 
 
 def fill_cache(home: Path, repository: str, files: dict[str, bytes], ref: str | None = "main") -> Path:

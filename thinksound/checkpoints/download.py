@@ -15,7 +15,7 @@ import functools
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,16 @@ from .transfer import Transfer, content_hash, is_intact, transfer
 logger = logging.getLogger(__name__)
 
 _STAGING = ".download"
-_NOT_HERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_ATTEMPTS = 10  # to enter a folder that others remove when they are done
+_NOT_HERE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 def download(weights_dir: Path, keys: Iterable[str], progress: Progress | None = None) -> list[Path]:
@@ -53,25 +62,38 @@ def download(weights_dir: Path, keys: Iterable[str], progress: Progress | None =
     offline = constants.is_offline_mode()
     if offline and not any(cache.cached_files(file) for file in files):
         raise WeightsError(f"HF_HUB_OFFLINE is set, and {describe_missing(weights_dir, files)}")
-    staging = weights_dir / _STAGING
-    with _in_users_words(weights_dir):
-        staging.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(staging / "lock"):  # another process may be filling the same folder
-            new = []
-            for file in missing(weights_dir, keys):
-                # A snapshot of another revision is compared with what the hub announces, where it can.
-                cached = cache.cached_files(file, exact=not offline)
-                new += _from_cache(weights_dir, staging, file, cached, progress)
-            files = missing(weights_dir, keys)
-            if offline and files:
-                raise WeightsError(f"HF_HUB_OFFLINE is set, and {describe_missing(weights_dir, files)}")
-            new += _from_hub(weights_dir, staging, files, progress)
-            if files := missing(weights_dir, keys):
-                raise WeightsError(
-                    f"{constants.ENDPOINT} has not all of it: {describe_missing(weights_dir, files)}"
-                )
-            shutil.rmtree(staging, ignore_errors=True)
+    with _in_users_words(weights_dir), _alone(weights_dir / _STAGING) as staging:
+        new = []
+        for file in missing(weights_dir, keys):
+            # A snapshot of another revision is compared with what the hub announces, where it can.
+            cached = cache.cached_files(file, exact=not offline)
+            new += _from_cache(weights_dir, staging, file, cached, progress)
+        files = missing(weights_dir, keys)
+        if offline and files:
+            raise WeightsError(f"HF_HUB_OFFLINE is set, and {describe_missing(weights_dir, files)}")
+        new += _from_hub(weights_dir, staging, files, progress)
+        if files := missing(weights_dir, keys):
+            raise WeightsError(
+                f"{constants.ENDPOINT} has not all of it: {describe_missing(weights_dir, files)}"
+            )
+        shutil.rmtree(staging, ignore_errors=True)
     return new
+
+
+@contextmanager
+def _alone(staging: Path) -> Iterator[Path]:
+    """The folder of partial files, while no other process fills it."""
+    with ExitStack() as stack:
+        for attempt in range(_ATTEMPTS):
+            staging.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(WeakFileLock(staging / "lock"))
+                break
+            except FileNotFoundError:  # another process finished meanwhile, and removed the folder
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        staging.mkdir(parents=True, exist_ok=True)
+        yield staging
 
 
 def _from_cache(
@@ -186,7 +208,7 @@ def _in_users_words(weights_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or weights_dir
+        where = error.filename2 or error.filename or weights_dir
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WeightsError(
                 f"{where}: the disk is full; make room and run the same command again"

@@ -107,7 +107,7 @@ def check_endpoint() -> None:
         raise WeightsError("HF_TOKEN holds characters that no token has; set it anew or unset it")
     try:
         get_session()
-    except (ValueError, OSError, ImportError) as error:  # a proxy or certificate file that cannot be used
+    except Exception as error:  # whatever httpx finds wrong with a proxy or certificate file
         raise WeightsError(
             f"no connection to {endpoint} can be made ({shown(error)}); "
             "check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
