@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -216,20 +217,22 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         kind = self.path.split("/")[1]
-        if kind not in ("cut", "endless", "slow", "redirect"):
+        if kind not in ("cut", "chunk", "endless", "slow", "redirect"):
             return super().do_GET()
         if kind == "redirect":
             self.send_response(302)
-            self.send_header("Location", self.path.removeprefix("/redirect/"))
+            self.send_header("Location", urllib.parse.unquote(self.path.removeprefix("/redirect/")))
             self.end_headers()
             return None
         self.send_response(200)
-        if kind != "endless":
+        if kind == "chunk":
+            self.send_header("Transfer-Encoding", "chunked")
+        elif kind != "endless":
             self.send_header("Content-Length", "1000000")
         self.end_headers()
         with contextlib.suppress(ConnectionError):
-            self.wfile.write(bytes(1000))
-            while kind != "cut":
+            self.wfile.write(b"5\r\nbytes\r\n" if kind == "chunk" else bytes(1000))
+            while kind not in ("cut", "chunk"):
                 self.wfile.write(bytes(1000))
                 time.sleep(0.1 if kind == "slow" else 0)
         return None
@@ -252,8 +255,8 @@ class _Handler(SimpleHTTPRequestHandler):
 class Loopback:
     """A web server for ``folder``; what is sent to it by POST or PUT waits in ``received``.
 
-    Files under ``cut/`` break off, under ``slow/`` trickle, under ``endless/`` never end; ``redirect/URL``
-    leads to a URL.
+    Files under ``cut/`` and ``chunk/`` break off, under ``slow/`` trickle, under ``endless/`` never end;
+    ``redirect/URL`` leads to a URL.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -44,7 +44,9 @@ def no_thread_stays() -> Iterator[None]:
     [
         ("data:video/mp4;base64,AAEC", b"\0\1\2", "video.mp4"),
         (" DATA:video/webm;base64,AAEC ", b"\0\1\2", "video.webm"),
-        ("data:,a%20b", b"a b", "video.txt"),
+        ("data:,a%20b", b"a b", "video"),
+        ("data:video/mp4;charset=utf-8;BASE64,AAEC\n AAEC", b"\0\1\2" * 2, "video.mp4"),
+        ("data:video/mp4;base64,-_-_AA", b"\xfb\xff\xbf\0", "video.mp4"),  # URL-safe, without padding
         ("data:image/gif;base64,AA%3D%3D", b"\0", "video.gif"),
     ],
 )
@@ -111,6 +113,8 @@ def test_a_name_that_leads_elsewhere_the_second_time(
         ("slow/film.mp4", r"not complete after 0\.5 s \(0\.0 MB came\)"),
         ("cut/film.mp4", r"127\.0\.0\.1 does not give it \(.*1000 bytes read"),
         ("nowhere.mp4", r"does not give it \(the answer is 404 File not found\)"),
+        ("redirect/http://[::1", r"does not give it \(Invalid IPv6 URL\)"),
+        ("chunk/film.mp4", r"does not give it \(Response ended prematurely"),
         ("redirect/file:///etc/passwd", r"does not give it \(No connection adapters were found for 'file:"),
     ],
 )
@@ -160,7 +164,8 @@ def test_cancelling_ends_a_transfer(web: Loopback, tmp_path: Path) -> None:
         ("http://[::1", r"names no host"),
         ("ftp://host/film.mp4", r"is no URL; give an http, https or data URL"),
         ("data:video/mp4;base64,A", r"a damaged data URL"),
-        ("data:video/mp4", r"a damaged data URL"),
+        ("data:video/mp4;base64,AA!!", r"a damaged data URL"),
+        ("data:video/mp4", r"a data URL without a comma"),
         (f"data:;base64,{'A' * 1_400_000}", r"larger than the 1 MB"),
         ("http://nowhere.invalid/film.mp4", r"nowhere\.invalid does not give it \("),
     ],

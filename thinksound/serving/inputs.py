@@ -6,6 +6,7 @@ the server reaches, and a file that does not fit on the disk would stay there. `
 
 from __future__ import annotations
 
+import base64
 import errno
 import ipaddress
 import mimetypes
@@ -15,7 +16,6 @@ import socket
 import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,11 +90,18 @@ def _too_large(limits: Limits) -> InputError:
 
 
 def _from_data(url: str, folder: Path, limits: Limits) -> Path:
-    try:
-        with urllib.request.urlopen(url) as response:
-            content, kind = response.read(), response.headers.get_content_type()
-    except ValueError as error:
-        raise InputError(f"video: a damaged data URL ({error}); give data:video/mp4;base64,…") from None
+    head, comma, text = url.partition(",")
+    if not comma:
+        raise InputError("video: a data URL without a comma; give data:video/mp4;base64,…")
+    kind, *parameters = head[len("data:") :].lower().replace(" ", "").split(";")
+    content = urllib.parse.unquote_to_bytes(text)
+    if "base64" in parameters:
+        content = b"".join(content.split()).rstrip(b"=")
+        content += b"=" * (-len(content) % 4)  # may be left out
+        try:
+            content = base64.b64decode(content, altchars=b"-_", validate=True)  # both alphabets
+        except ValueError as error:
+            raise InputError(f"video: a damaged data URL ({error}); give data:video/mp4;base64,…") from None
     if len(content) > limits.megabytes * 1e6:
         raise _too_large(limits)
     path = folder / f"video{mimetypes.guess_extension(kind) or ''}"
@@ -126,7 +133,10 @@ def _from_web(url: str, folder: Path, limits: Limits) -> Path:
     finally:
         transfer.abort()
     error = transfer.error
-    if isinstance(error, requests.RequestException | HTTPError | UnicodeError):
+    # ValueError: a name or a redirect that is no URL.
+    if isinstance(error, requests.RequestException | HTTPError | ValueError) and not isinstance(
+        error, InputError
+    ):
         raise InputError(f"video: {host} does not give it ({_reason(error)}); check the URL")
     if error is not None:
         raise error
@@ -141,8 +151,8 @@ def _reason(error: BaseException) -> str:
         return f"more than {_REDIRECTS} redirects"
     if isinstance(error, requests.Timeout):
         return f"nothing came for {_SILENCE_S:g} s"
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = inner
     return str(error)[:200]
 
 
