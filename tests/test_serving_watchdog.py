@@ -45,16 +45,26 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
+def worker() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
 def watching(
-    stuck: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stuck: subprocess.Popen[str],
+    worker: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[[bytes], None]]:
     """A running watch() over ``stuck``; called, it says something to it, and closes the pipe for b""."""
     monkeypatch.setattr(watchdog, "PAUSE_S", 0.05)
     monkeypatch.setattr(watchdog, "ANSWER_S", 0.05)
     (tmp_path / "folder").mkdir()
     read, write = os.pipe()
-    # No worker: 0 is no process of /proc.
-    thread = threading.Thread(target=watchdog.watch, args=(read, 0, stuck.pid, str(tmp_path / "folder")))
+    arguments = (read, worker.pid, stuck.pid, str(tmp_path / "folder"))
+    thread = threading.Thread(target=watchdog.watch, args=arguments)
     thread.start()
     closed = []
 
@@ -82,6 +92,27 @@ def test_a_server_that_stays_busy_without_a_request_is_killed(
     watching(b"0")
     assert stuck.wait(30) == -signal.SIGKILL
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_worker_that_is_stopped_may_yet_get_to_its_request(
+    stuck: subprocess.Popen[str], worker: subprocess.Popen[bytes], watching: Callable[[bytes], None]
+) -> None:
+    worker.send_signal(signal.SIGSTOP)
+    watching(b"0")
+    time.sleep(1.5)
+    assert stuck.poll() is None
+    worker.send_signal(signal.SIGCONT)
+    assert stuck.wait(30) == -signal.SIGKILL
+    assert worker.poll() is None  # it is no parent of what watches: its number may be another one's by now
+
+
+def test_a_worker_that_computes_is_not_idle() -> None:
+    before = watchdog._activity(os.getpid())
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    assert watchdog._activity(os.getpid()) != before
+    assert watchdog._activity(0) == []
 
 
 def test_a_server_whose_worker_is_gone_is_killed(

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ANSWER_S = 3.0  # for the server to tell a waiting client, or a webhook, that the worker has died
-PAUSE_S = 5.0  # between two looks at a server whose worker is idle
+PAUSE_S = 5.0  # between two looks at a server whose worker does nothing
 STUCK = 9  # looks in a row, 45 s: sending an output away takes the server up to 25 s after the worker's end
 
 
@@ -77,15 +77,20 @@ def is_server(process: int) -> bool:
     return b"cog.server.http" in command and b"python" in command[0]  # not a tini or timeout that runs it
 
 
-def _is_worker(process: int) -> bool:
-    return any(b"coglet.server._run_worker" in word for word in _command(process))
-
-
 def _command(process: int) -> list[bytes]:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def _activity(process: int) -> list[bytes]:
+    """State, page faults and processor time of a process: they stay the same while it waits to be asked."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []
+    return [fields[each - 3] for each in (3, 12, 14, 15)]  # as proc(5) counts them
 
 
 def _address(server: int) -> tuple[str, int]:
@@ -109,7 +114,7 @@ def _is_busy(host: str, port: int) -> bool:
 def watch(pipe: int, worker: int, server: int, folder: str) -> None:
     """Return when the worker has said goodbye, or when it and the server are no more."""
     host, port = _address(server)
-    working, looks = False, 0
+    working, looks, before = False, 0, _activity(worker)
     while is_server(server) and looks < STUCK:
         if select.select([pipe], [], [], PAUSE_S)[0]:
             said = os.read(pipe, 4096)
@@ -120,8 +125,12 @@ def watch(pipe: int, worker: int, server: int, folder: str) -> None:
                 return
             working, looks = said.endswith(b"1"), 0
         else:
-            looks = looks + 1 if not working and _is_busy(host, port) else 0
-    if _is_worker(worker):  # it turns in a circle when its server is gone, and keeps its memory
+            # A worker that is stopped, swapped out or slow may yet get to the request.
+            now = _activity(worker)
+            waits = now == before and now[:1] != [b"T"]
+            looks = looks + 1 if waits and not working and _is_busy(host, port) else 0
+            before = now
+    if os.getppid() == worker:  # it turns in a circle when its server is gone, and keeps its memory
         _kill(worker, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
     # SIGKILL gives a status that is not zero; the first process of a container only hears SIGTERM.
