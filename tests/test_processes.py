@@ -169,6 +169,23 @@ def test_several_videos_go_one_after_the_other_and_one_that_fails_is_named(
     assert errors[2] == "thinksound: error: 2 of 4 videos got no sound: a/broken.mp4, nowhere.mp4"
 
 
+def test_results_beside_their_videos_are_left_out(clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("clip.mp4").write_bytes((clips / VIDEO).read_bytes())
+    Path("clip_sound-3.mp4").write_bytes((clips / VIDEO).read_bytes())  # named like one, and none
+    for _ in range(2):
+        assert main(["generate", "*.mp4", *FAST]) == 0
+    text = capsys.readouterr()
+    assert text.out.split() == [
+        *("clip_sound.mp4", "clip_sound-3_sound.mp4"),
+        *("clip_sound-2.mp4", "clip_sound-3_sound-2.mp4"),
+    ]
+    left_out = [line.split(" is left out")[0] for line in text.err.splitlines() if " is left out" in line]
+    assert left_out == ["Note: clip_sound-3_sound.mp4", "Note: clip_sound.mp4"]
+    assert main(["generate", "clip_sound.mp4", "-q", *FAST]) == 0  # alone it is what is asked for
+    assert streams(Path("clip_sound_sound.mp4"))["video"][2] == 25
+
+
 def test_a_default_name_never_replaces_and_a_given_one_does(clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, *_ = names = [Path(f"cfr25_1p0s_sound{number}.mp4") for number in ("", "-2", "-3")]
@@ -209,6 +226,7 @@ BAD_REQUESTS = {
     "other ending": ((VIDEO, "-o", "out.avi"), "use .mp4"),
     "its own input": ((VIDEO, "-o", VIDEO), "this would replace an input"),
     "a folder that is a file": ((VIDEO, "-o", f"{VIDEO}/"), f"{VIDEO}: cannot be made a folder"),
+    "nameless output": ((VIDEO, "-o", ""), "-o: the name is empty"),
     "URL": (("https://example.com/a.mp4",), "https://example.com/a.mp4: this is a URL"),
     "several into one file": (
         (VIDEO, VIDEO, "-o", "out.mp4"),
@@ -249,7 +267,16 @@ def test_a_bad_request_ends_a_process_without_a_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--steps", "many"), "argument --steps: 'many' is not a whole number"),
+        (
+            ("--steps", "1,000"),
+            "--steps: '1,000' is not a whole number; give a whole number from 1 to 100",
+        ),
+        (("--cfg-scale", "4,5"), "--cfg-scale: '4,5' is not a number; give a number from 1 to 20"),
+        (("--cfg_scale", "4"), "--cfg_scale is not an option; did you mean --cfg-scale?"),
+        (("--guidance-scale=4",), "--guidance-scale is not an option; did you mean --cfg-scale?"),
+        (("--num-inference-steps", "24"), "--num-inference-steps is not an option; did you mean --steps?"),
+        (("--captoin", "a dog"), "--captoin is not an option; did you mean --caption?"),
+        (("-i", "x.mp4"), "-i is not an option; see --help"),
         (("--seed", "42.5"), "argument --seed: '42.5' is not a whole number"),
         (("--seed", "inf"), "argument --seed: 'inf' is not a whole number"),
         (("--duration", "long"), "'long' is not a number"),
@@ -259,6 +286,20 @@ def test_a_bad_request_ends_a_process_without_a_traceback(tmp_path):
 def test_arguments_that_cannot_be_read(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["generate", "x.mp4", *arguments])
+    assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("clip.mp4",), "clip.mp4 is no command; did you mean `thinksound generate clip.mp4`?"),
+        (("--seed", "7", "generate", "x.mp4"), "--seed: the command comes first, as in"),
+        (("info", "a.mp4", "b.mp4"), "thinksound info: error: b.mp4: not expected here"),
+    ],
+)
+def test_words_in_the_wrong_place(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
     assert exit.value.code == 2 and message in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands import evaluate, generate, info, make_data, prepare, train, weights
-from .commands.arguments import as_typed
+from .commands.arguments import Parser, as_typed
 from .commands.streams import EXIT_ERROR, StandardStreams
 from .errors import ThinkSoundError
 
@@ -51,15 +51,29 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+class _Parser(Parser):
+    """The outermost parser: what stands in the place of the command is not taken for its name."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        first = next(iter(sys.argv[1:] if args is None else args), "")
+        if first.startswith("-") and first not in self._option_string_actions:
+            self.error(f"{first}: the command comes first, as in `thinksound generate VIDEO {first} …`")
+        if "." in first or "/" in first:
+            self.error(f"{first} is no command; did you mean `thinksound generate {first}`?")
+        return super().parse_known_args(args, namespace)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="thinksound",
         description="Give a silent video its sound.",
         epilog="The published weights are for research and education only.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"thinksound {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     generate.add_parser(commands)
     weights.add_parser(commands)
     info.add_parser(commands)

@@ -35,6 +35,7 @@ from .media.audio import fit_length, to_pcm16, write_wav
 from .media.decode import DecodedVideo, decode_video
 from .media.files import whole_file
 from .media.mux import MuxResult, mux
+from .media.probe import SOFTWARE
 from .models.mmdit import MMDiT
 from .models.oobleck import AudioVAE
 from .models.synchformer import Synchformer
@@ -383,7 +384,7 @@ class Pipeline:
 
     def _metadata(self, caption: str, cot: str, options: Options) -> dict[str, str]:
         return {
-            "software": f"thinksound-cog {__version__}",
+            "software": f"{SOFTWARE} {__version__}",
             "preset": self.preset.name,
             "seed": str(options.seed),
             "caption": caption,

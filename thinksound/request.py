@@ -39,23 +39,30 @@ class Limits:
     high: float
     whole: bool = False
 
+    @property
+    def kind(self) -> str:
+        return "whole number" if self.whole else "number"
+
+    @property
+    def allowed(self) -> str:
+        """What to give, for messages."""
+        return f"give a {self.kind} from {self.low:.10g} to {self.high:.10g}"
+
     def check(self, name: str, value: Any) -> Any:
         """``value`` as a plain int or float; raises `InputError` that names the option ``name``."""
-        kind = "whole number" if self.whole else "number"
-        allowed = f"give a {kind} from {self.low:.10g} to {self.high:.10g}"
         # Real, so that NumPy's numbers are numbers too.
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise InputError(f"{name} {describe(value)} is not a {kind}; {allowed}", option=name)
+            raise InputError(f"{name} {describe(value)} is not a {self.kind}; {self.allowed}", option=name)
         try:
             number = float(value)
         except OverflowError:  # an int of hundreds of digits
             number = math.inf
         if not self.low <= number <= self.high:  # false for NaN too
-            raise InputError(f"{name} {describe(value)} is out of range; {allowed}", option=name)
+            raise InputError(f"{name} {describe(value)} is out of range; {self.allowed}", option=name)
         if not self.whole:
             return number
         if not number.is_integer():  # 42.0 is a whole number, as for JSON Schema
-            raise InputError(f"{name} {describe(value)} is not a {kind}; {allowed}", option=name)
+            raise InputError(f"{name} {describe(value)} is not a {self.kind}; {self.allowed}", option=name)
         return int(number)
 
 

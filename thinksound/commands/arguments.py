@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import InputError, ThinkSoundError
 from ..presets import DEFAULT_PRESET, PRESETS
+from ..request import OLDER_NAMES, Limits
 from ..runtime.precision import DTYPES
 
 # Options whose flag is not their name in Python.
 _FLAGS = {"num_inference_steps": "steps", "duration_s": "duration", "ema_decay": "ema", "clip_norm": "clip"}
+# Names of the same options elsewhere, for "did you mean".
+_ELSEWHERE = {**OLDER_NAMES, **_FLAGS, "prompt": "caption", "text": "caption"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says which option was meant, in the place of one that it does not know."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self._refuse(unknown)
+        return found, unknown
+
+    def _refuse(self, unknown: Sequence[str]) -> NoReturn:
+        options = [word for word in unknown if word.startswith("-") and word != "-"]
+        if not options:
+            self.error(f"{' '.join(unknown)}: not expected here; see --help")
+        typed = options[0].partition("=")[0]
+        words = typed.strip("-").lower().replace("-", "_")
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        named = f"--{_ELSEWHERE.get(words, words)}".replace("_", "-")
+        alike = difflib.get_close_matches(named, flags, 1) if typed.startswith("--") else []
+        near = [named] if named in flags else alike
+        self.error(f"{typed} is not an option; {f'did you mean {near[0]}?' if near else 'see --help'}")
 
 
 def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> None:
@@ -62,6 +92,18 @@ def whole(text: str) -> int:
         if float(text).is_integer():  # as infinity and NaN are not
             return int(float(text))
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+
+
+def within(limits: Limits) -> Callable[[str], float]:
+    """A reader of numbers whose message tells the limits, too; `Options` holds a number to them."""
+
+    def read(text: str) -> float:
+        try:
+            return whole(text) if limits.whole else number(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}; {limits.allowed}") from None
+
+    return read
 
 
 def as_typed(error: ThinkSoundError, arguments: argparse.Namespace) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.rows import table_rows
+from ..request import CFG_SCALE, STEPS
 from . import evaluate_folder
-from .arguments import add_model, add_weights_dir, number, part, whole
+from .arguments import add_model, add_weights_dir, part, whole, within
 from .progress import Bars
 
 _EXAMPLES = """\
@@ -62,10 +63,10 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help=f"(default: all) {', '.join(row.key for row in table_rows(1.0, 1))}",
     )
     parser.add_argument(
-        "--cfg-scale", type=number, metavar="X", help="guidance, 1 to 20 (default: as the preset)"
+        "--cfg-scale", type=within(CFG_SCALE), metavar="X", help="guidance, 1 to 20 (default: as the preset)"
     )
     parser.add_argument(
-        "--steps", type=whole, default=24, metavar="N", help="sampling steps, 1 to 100 (default: 24)"
+        "--steps", type=within(STEPS), default=24, metavar="N", help="sampling steps, 1 to 100 (default: 24)"
     )
     parser.add_argument(
         "--batch", type=whole, default=16, metavar="N", help="clips that are sampled together (default: 16)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, ThinkSoundError, printable
 from ..presets import PRESETS
-from .arguments import add_model, as_typed, number, whole
+from ..request import CFG_SCALE, DURATION, SEED, STEPS
+from .arguments import add_model, as_typed, within
 from .progress import Bars
 
 if TYPE_CHECKING:
@@ -58,23 +60,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="TEXT",
         help="chain of thought: the sound step by step (default: the caption)",
     )
-    sound.add_argument("--duration", type=number, metavar="S", help="use the first S seconds only")
+    sound.add_argument("--duration", type=within(DURATION), metavar="S", help="use the first S seconds only")
     sound.add_argument(
         "--cfg-scale",
-        type=number,
+        type=within(CFG_SCALE),
         metavar="X",
         help="classifier-free guidance, 1 to 20; larger follows texts and pictures more closely "
         f"(default: {', '.join(f'{preset.name} {preset.guidance_scale:g}' for preset in PRESETS.values())})",
     )
     sound.add_argument(
         "--steps",
-        type=whole,
+        type=within(STEPS),
         default=24,
         metavar="N",
         help="sampling steps, 1 to 100; more is slower (default: 24)",
     )
     sound.add_argument(
-        "--seed", type=whole, metavar="N", help="0 to 4294967295; the same seed gives the same sound"
+        "--seed", type=within(SEED), metavar="N", help="0 to 4294967295; the same seed gives the same sound"
     )
     add_model(parser)
 
@@ -91,6 +93,10 @@ def run(arguments: argparse.Namespace) -> None:
     several = len(videos) > 1
     if several:
         _check_several(arguments, videos, folder)
+    say = _silent if arguments.quiet else _say
+    for result in _own_results(videos):
+        videos.remove(result)
+        say(f"Note: {result} is left out, a result of thinksound beside its video; give it alone to use it")
     failed: list[str] = []
 
     def succeeds(video: str, work: Callable[[], object]) -> bool:
@@ -110,7 +116,6 @@ def run(arguments: argparse.Namespace) -> None:
         make_folder(folder)
     ready = [video for video in ready if succeeds(video, partial(_check_outputs, arguments, folder, video))]
     if ready:
-        say = _silent if arguments.quiet else _say
         say(f"Loading {arguments.preset}")
         pipeline = _load(arguments)
         for number, video in enumerate(ready, 1):
@@ -134,12 +139,23 @@ def _expand(names: Sequence[str]) -> list[str]:
     return videos
 
 
+def _own_results(videos: Sequence[str]) -> list[str]:
+    """Videos that were made from others of them: what ``*.mp4`` takes in, too, the second time."""
+    from ..media.probe import is_own_result
+
+    sources = "|".join(re.escape(Path(video).stem) for video in videos)
+    named = re.compile(rf"(?:{sources})_sound(?:-[0-9]+)?[.]mp4")
+    return [video for video in videos if named.fullmatch(Path(video).name) and is_own_result(video)]
+
+
 def _folder(output: str | None) -> Path | None:
     """Where results get names of their own; None where ``output`` is the name of a file."""
     from ..media.files import exists
 
     if output is None:
         return Path()
+    if not output:
+        raise InputError("-o: the name is empty; give a file or a folder")
     path = Path(output)
     is_folder = output.endswith(("/", os.sep)) or (exists(path) and path.is_dir())
     return path if is_folder else None

@@ -36,6 +36,8 @@ MAX_FRAME_BYTES = 4 * MAX_PIXELS  # such as 8-bit RGBA or 10-bit 4:2:2 of that s
 MIN_SIDE = 4  # pixels
 MAX_ASPECT = 32  # long side over short side
 
+SOFTWARE = "thinksound-cog"  # how the tag "software" of our results begins
+
 _LONGEST_CLAIM_S = 1e6  # twelve days; a container that claims more is not believed
 _DURATION_TAG = re.compile(r"(\d{1,3}):([0-5]?\d):([0-5]?\d(?:\.\d{1,9})?)", re.ASCII)
 
@@ -117,6 +119,15 @@ def check_unchanged(info: VideoInfo) -> None:
     _check_file(info.path)
     if _version(info.path) != info.version:
         raise MediaError(f"{info.path}: changed since it was read; start again when nothing writes to it")
+
+
+def is_own_result(path: Path | str) -> bool:
+    """Whether a file says that this package made it; not so if it cannot be opened."""
+    try:
+        with open_media(path) as container:
+            return container.metadata.get("software", "").startswith(SOFTWARE)
+    except MediaError:
+        return False
 
 
 def _version(path: Path) -> tuple[int, int]:
