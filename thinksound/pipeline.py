@@ -125,7 +125,7 @@ class Result:
             "latents": self.latents,
             "waveform": self.waveform,
         }
-        with whole_file(path) as temporary:
+        with whole_file(as_path("path", path, "where to write")) as temporary:
             temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
