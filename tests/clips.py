@@ -36,6 +36,12 @@ def number_of(picture: np.ndarray) -> int:
     return bits
 
 
+def seconds(count: int | None, unit: Fraction | None) -> float:
+    """A time of PyAV's in seconds; it is there."""
+    assert count is not None and unit is not None
+    return float(count * unit)
+
+
 @contextmanager
 def usual_priority() -> Iterator[None]:
     """Undo what SVT-AV1 does, where it may, as root: it makes the thread that calls it a real-time one.
@@ -79,6 +85,7 @@ def render(
     fast = {"preset": "ultrafast", "crf": "30"} if codec == "libx264" else {}
     with av.open(path, "w", format=container_format, container_options=container_options) as output:
         stream = output.add_stream(codec, rate=rate, options={**fast, **(options or {})})
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
         if times is not None:
@@ -97,10 +104,10 @@ def render(
                 frame.pts, frame.time_base = round(times[index] * 1000), MILLISECOND
             else:
                 frame.pts, frame.time_base = index, 1 / Fraction(rate)
-            last = frame.pts * frame.time_base
+            last = seconds(frame.pts, frame.time_base)
             packets += stream.encode(frame)
         for packet in packets + stream.encode(None):
-            if stay_s and packet.pts * packet.time_base == last:
+            if stay_s and seconds(packet.pts, packet.time_base) == last:
                 packet.duration = round(Fraction(stay_s) / packet.time_base)
             output.mux(packet)
         if tone is not None:
@@ -116,6 +123,7 @@ def render_sound(path: Path, seconds: float = 1.0, codec: str = "aac", rate: int
     """Write a file with a tone and no pictures."""
     with av.open(path, "w") as output:
         stream = output.add_stream(codec, rate=rate)
+        assert isinstance(stream, av.AudioStream)
         wave = np.sin(np.arange(round(rate * seconds)) * 0.0627).astype(np.float32) * 0.3
         sound = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
         sound.sample_rate, sound.pts, sound.time_base = rate, 0, Fraction(1, rate)
@@ -150,8 +158,9 @@ def remux(
         stream = video.streams.video[0]
         copy = output.add_stream_from_template(stream)
         coded = [packet for packet in video.demux(stream) if packet.dts is not None]
-        shown = sorted(packet.pts for packet in coded)
+        shown = sorted(packet.pts for packet in coded if packet.pts is not None)
         for packet in coded[skip:]:
+            assert packet.pts is not None and packet.dts is not None
             if times is not None:
                 packet.pts = round(Fraction(times[shown.index(packet.pts)]) / packet.time_base)
                 decoded_s = coded.index(packet) * MILLISECOND - 10  # before all of them, as muxers demand

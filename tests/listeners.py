@@ -23,7 +23,11 @@ SYNCHFORMER = "synchformer_state_dict.pth"
 
 SMALL_OFFSET = OffsetConfig(SynchformerConfig(embed_dim=48, depth=2, num_heads=4, image_size=32))
 SMALL_AST = ASTConfig(
-    hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, num_labels=12
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=96,
+    num_labels=12,  # type: ignore[call-arg]  # the library sees the arguments of this class alone
 )
 SMALL_CLAP = ClapConfig(
     text_config={
@@ -128,5 +132,5 @@ def without_favourite(network: SynchformerOffset, frames: Tensor, waveform: Tens
     network, logits = copy.deepcopy(network), []
     with network.register_forward_hook(lambda module, inputs, output: logits.append(output)):
         predict_offsets(network, frames, waveform)
-    network.transformer.off_head.bias -= logits[0].mean(dim=0)
+    network.transformer.off_head.bias.sub_(logits[0].mean(dim=0))
     return network

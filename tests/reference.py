@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from parity.procedural import dit_inputs, fill
@@ -26,7 +27,10 @@ SMALL_VAE = OobleckConfig(channels=8)
 SMALL_SYNCHFORMER = SynchformerConfig(embed_dim=48, depth=2, num_heads=4)
 
 
-def seeded(network: nn.Module, prefix: str) -> nn.Module:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def seeded(network: Network, prefix: str) -> Network:
     """Fill a network with the weights that belong to its checkpoint keys."""
     network.load_state_dict(
         {
@@ -51,6 +55,12 @@ def golden_inputs(metadata: Mapping[str, str]) -> dict[str, Tensor]:
         array = inputs[name].astype("float64")
         assert abs(array.sum() - total) < 1e-3 and abs(abs(array).sum() - magnitude) < 1e-3, name
     return {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+
+def four(features: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The features of one request, as the transformer takes them."""
+    clip, sync, text, t5 = features
+    return clip, sync, text, t5
 
 
 def relative_l2(got: Tensor, wanted: Tensor) -> float:

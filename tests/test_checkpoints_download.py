@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import COMMIT, Hub
@@ -77,7 +78,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights"
 
 
-def thinksound_hub(**settings: object) -> Hub:
+def thinksound_hub(**settings: Any) -> Hub:
     files = {"vae.ckpt": CHECKPOINT, "thinksound_light.ckpt": b"light" * 1000, "README.md": b"# card"}
     return Hub({THINKSOUND: files}, **settings)
 
@@ -332,8 +333,13 @@ def answer(body: bytes, status: int = 200, **headers: str) -> Answer:
 
 def description(**fields: object) -> Answer:
     """A description of the VAE's repository with some fields replaced; None leaves one out."""
-    sibling = {"rfilename": "vae.ckpt", "size": 4, "blobId": "0" * 40, "lfs": {"sha256": "0" * 64}}
-    document = {"sha": COMMIT, "siblings": [sibling]}
+    sibling: dict[str, Any] = {
+        "rfilename": "vae.ckpt",
+        "size": 4,
+        "blobId": "0" * 40,
+        "lfs": {"sha256": "0" * 64},
+    }
+    document: dict[str, Any] = {"sha": COMMIT, "siblings": [sibling]}
     for name, value in fields.items():
         place = document if name in document else sibling
         place[name] = value
@@ -540,9 +546,9 @@ def test_files_arrive_at_the_same_time_and_a_failing_one_stops_the_others(
         main = threading.get_ident()
         callers = set()
 
-        def progress(*row: object) -> None:
+        def progress(name: str, done: int, total: int) -> None:
             callers.add(threading.get_ident())
-            seen.append(row)
+            seen.append((name, done, total))
 
         download(weights, ["vae", "thinksound_light"], progress)
     assert callers == {main}
@@ -722,7 +728,7 @@ def test_the_content_comes_by_xet_where_the_hub_offers_it_and_is_resumed(
                 "X-Xet-Access-Token": "t",
                 "X-Xet-Token-Expiration": "9" * 10,
             }
-            return answer(b"", **headers)(request)
+            return answer(b"", 200, **headers)(request)
         if "/resolve/" in request.path:
             headers = {"X-Xet-Hash": file_hash, "X-Xet-Refresh-Route": f"{hub.url}/token"}
             return answer(b"", 302, Location=f"/blobs/{THINKSOUND}/vae.ckpt", **headers)(request)

@@ -180,9 +180,10 @@ def test_the_edit_list_ends_where_the_last_picture_does(clips: Path, name: str) 
     """Read in two ways: from the boxes, and from FFmpeg's times of the pictures."""
     with av.open(clips / name) as container:
         stream = container.streams.video[0]
-        last = max((frame for frame in container.decode(stream)), key=lambda frame: frame.pts)
+        last = max(container.decode(stream), key=lambda frame: make.seconds(frame.pts, stream.time_base))
         end = edit_list_end(clips / name, stream.id)
-        assert end == pytest.approx(float((last.pts + last.duration) * stream.time_base), abs=0.001)
+        shown = make.seconds(last.pts, stream.time_base) + make.seconds(last.duration, stream.time_base)
+        assert end == pytest.approx(shown, abs=0.001)
 
 
 def box(kind: bytes, *content: bytes) -> bytes:

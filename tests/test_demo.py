@@ -39,8 +39,8 @@ def test_the_demo_says_how_its_onsets_agree_and_draws_them(tmp_path):
     with av.open(str(tmp_path / "outputs" / "standard-000003_sound.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
         assert container.streams.audio[0].rate == RATE
-    with Image.open(tmp_path / "outputs" / "standard-000003_sound.png") as picture:
-        assert picture.size == (1100, 800)
+    with Image.open(tmp_path / "outputs" / "standard-000003_sound.png") as image:
+        assert image.size == (1100, 800)
 
 
 def test_the_demo_refuses_clips_that_training_has_seen(tmp_path):

@@ -7,12 +7,17 @@ that was not cast. What a GPU computes it cannot show.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from reference import four
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPConfig, T5Config
 
+from thinksound.checkpoints.registry import repository_weights_dir
+from thinksound.config import OobleckConfig
 from thinksound.encoders import metaclip, t5
 from thinksound.encoders.sync import encode_sync
 from thinksound.models.mmdit import MMDiT
@@ -29,7 +34,8 @@ PAIR = (GPU("first", 24 * 2**30, bfloat16=True), GPU("second", 24 * 2**30, bfloa
 def allocate(network: nn.Module, device: str, dtype: torch.dtype) -> None:
     """Give a network built on ``meta`` fake tensors; inside of a fake mode only."""
     for module in network.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for key, tensor in table.items():
                 if tensor is not None:
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
@@ -42,11 +48,13 @@ def allocate(network: nn.Module, device: str, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def test_devices_and_number_formats_agree_from_pictures_to_sound(gpus, dtype):
     plan = make_plan(Machine(gpus), LIGHT.parameters, dtype=dtype)
+    assert isinstance(LIGHT.vae, OobleckConfig)
     with torch.device("meta"):
         mmdit, vae = MMDiT(LIGHT.mmdit), AudioVAE(LIGHT.vae)
         synchformer = Synchformer(LIGHT.synchformer)
-    clip = metaclip.MetaCLIP(metaclip.build_network(CLIPConfig(**metaclip.PUBLISHED_CONFIG)), None)
-    text = t5.build_network(T5Config(**t5.PUBLISHED_CONFIG, attn_implementation="eager"))
+    clip = metaclip.build_metaclip(repository_weights_dir() / "tiny" / "metaclip")  # for its tokenizer
+    clip.model = metaclip.build_network(CLIPConfig(**metaclip.PUBLISHED_CONFIG))
+    text = t5.build_network(T5Config.from_dict(t5.PUBLISHED_CONFIG, attn_implementation="eager"))
     networks = {"metaclip": clip.model, "t5": text, "synchformer": synchformer, "dit": mmdit, "vae": vae}
 
     with FakeTensorMode():
@@ -69,7 +77,7 @@ def test_devices_and_number_formats_agree_from_pictures_to_sound(gpus, dtype):
             (1, 77, 2048),
         ]
         noise = torch.empty(1, 64, latent_frame_count(9, 44_100, 2048), device=plan.devices["dit"])
-        given = tuple(part.cpu().to(plan.devices["dit"]) for part in features)
+        given = four(part.cpu().to(plan.devices["dit"]) for part in features)
         velocity = guided_velocity(mmdit, given, noise.shape[-1], 5.0)
         latents = noise - 0.5 * velocity(noise, 1.0)
         assert (latents.dtype, latents.shape) == (torch.float32, (1, 64, 194))

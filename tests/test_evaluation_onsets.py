@@ -16,13 +16,14 @@ from thinksound.evaluation.onsets import (
 )
 from thinksound.evaluation.spectra import RATE, magnitudes, resample
 from thinksound.synthetic.make import make_scene
+from thinksound.synthetic.scene import Scene
 from thinksound.synthetic.seeds import JUDGES
 from thinksound.synthetic.sound import synthesise
 
 
 def impulsive_scenes(count):
     seeds = iter(JUDGES)
-    found = []
+    found: list[Scene] = []
     while len(found) < count:
         scene = make_scene("standard", next(seeds))
         if scene.sources[0].events:

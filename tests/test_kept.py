@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import clips as make
 import pytest
 import torch
+from av.subtitles.stream import SubtitleStream
 
 from thinksound.media.decode import decode_video
 from thinksound.media.mux import MuxResult, mux
@@ -59,7 +61,7 @@ def film(
             ]
         )
         if subtitles:
-            track = output.add_stream(subtitles[0])
+            track = cast(SubtitleStream, output.add_stream(subtitles[0]))
             track.codec_context.subtitle_header = HEADER
             track.codec_context.time_base = track.time_base = MILLISECOND
             track.metadata.update(language="deu")
@@ -71,11 +73,11 @@ def film(
             packet.pts = packet.dts = start + shift_ms
             texts.append(packet)
         for packet in frames.demux(video=0):
-            if packet.dts is not None:
+            if packet.pts is not None and packet.dts is not None:
                 packet.pts, packet.dts = packet.pts + shift_ms, packet.dts + shift_ms
                 packet.stream = copy
                 texts.append(packet)
-        for packet in sorted(texts, key=lambda packet: packet.dts * packet.time_base):
+        for packet in sorted(texts, key=lambda packet: make.seconds(packet.dts, packet.time_base)):
             output.mux(packet)
     return path
 
@@ -85,13 +87,17 @@ def cues(path: Path) -> list[tuple[float, float, bytes]]:
         stream = container.streams.subtitles[0]
         assert (stream.name, stream.language) == ("mov_text", "deu")
         found = [
-            (packet.pts, packet.duration, bytes(packet))
+            (packet.pts or 0, packet.duration or 0, bytes(packet))
             for packet in container.demux(stream)
             if packet.size > 2
         ]
         unit = stream.time_base
     return [
-        (float(start * unit), float((start + stays) * unit), content[2 : 2 + int.from_bytes(content[:2])])
+        (
+            make.seconds(start, unit),
+            make.seconds(start + stays, unit),
+            content[2 : 2 + int.from_bytes(content[:2])],
+        )
         for start, stays, content in found
     ]
 
@@ -166,10 +172,13 @@ def test_chapters_move_with_the_first_frame_and_end_with_the_last(tmp_path: Path
     assert with_sound(path, tmp_path / "out.mp4", 0.8).copied
     with av.open(tmp_path / "out.mp4") as container:
         found = [
-            (each["metadata"]["title"], *(float(each[key] * each["time_base"]) for key in ("start", "end")))
+            (
+                each["metadata"]["title"],
+                *(make.seconds(each[key], each["time_base"]) for key in ("start", "end")),
+            )
             for each in container.chapters()
         ]
-        assert float(container.duration / av.time_base) == pytest.approx(0.8, abs=2e-5)
+        assert make.seconds(container.duration, Fraction(1, av.time_base)) == pytest.approx(0.8, abs=2e-5)
     assert found == [("one", 0, 0.5), ("two", 0.5, pytest.approx(0.8, abs=0.001))]
 
 
@@ -267,7 +276,7 @@ def test_the_chosen_track_is_the_one_that_is_written(tmp_path: Path) -> None:
     sources = [make.render(tmp_path / f"{width}.mkv", size=(width, 48)) for width in (64, 128)]
     with av.open(tmp_path / "two.mkv", "w") as output, av.open(sources[0]) as a, av.open(sources[1]) as b:
         copies = [output.add_stream_from_template(each.streams.video[0]) for each in (a, b)]
-        copies[0].disposition, copies[1].disposition = 0, av.stream.Disposition.default
+        copies[0].disposition, copies[1].disposition = av.stream.Disposition(0), av.stream.Disposition.default
         packets = [
             (packet.dts, index, packet)
             for index, each in enumerate((a, b))

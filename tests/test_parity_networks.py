@@ -20,6 +20,7 @@ from reference import (
     relative_l2,
     seeded,
 )
+from torch import Tensor
 from torch.nn.functional import pad
 
 from thinksound.checkpoints.load import load_mmdit, load_synchformer, load_vae
@@ -81,7 +82,7 @@ def test_the_pooled_text_vector_is_not_routed_to_the_network(mmdit):
 def test_every_block_of_the_transformer(mmdit):
     tensors, metadata = golden("dit_tiny_9s")
     inputs = golden_inputs(metadata)
-    seen = {}
+    seen: dict[str, Tensor] = {}
     watched = {
         "audio_input_proj": mmdit.audio_input_proj,
         "t_embed": mmdit.t_embed,
@@ -159,7 +160,7 @@ def test_synchformer():
 def check_synchformer(network, frames, tensors):
     pixels = (torch.from_numpy(frames).float() / 255 - 0.5) / 0.5
     segments = pixels.unfold(0, 16, 8).permute(0, 4, 1, 2, 3)
-    seen = {}
+    seen: dict[str, Tensor] = {}
     for name in tensors:
         if name.startswith("mid.block"):
             block = network.vfeat_extractor.blocks[int(name.removeprefix("mid.block"))]

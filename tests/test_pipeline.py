@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,8 @@ def test_older_names_of_options_go_on_working(pipeline, clips):
 
 
 VIDEO = Path(__file__).parent / "parity" / "features" / "clips" / "cfr25_1p0s.mp4"
+load: Any = thinksound.load  # called with what its annotations forbid
+
 MISUSE = {
     "unknown name": (lambda p: p(VIDEO, sed=3), "did you mean seed[?] taken are caption, cot, options"),
     "unknown name of load": (lambda p: thinksound.load("tiny", devise="cpu"), "did you mean device[?]"),
@@ -81,17 +84,17 @@ MISUSE = {
     "dict": (lambda p: p(VIDEO, options={"seed": 3}), "options of type dict .* give thinksound.Options"),
     "dict for a stage": (lambda p: p.sample(None, 1.0, {"seed": 3}), "options of type dict"),
     "flag for progress": (lambda p: p(VIDEO, progress=True), r"called as progress\(stage, done, total\)"),
-    "bytes for weights": (lambda p: thinksound.load("tiny", b"weights"), "weights of type bytes .* a folder"),
+    "bytes for weights": (lambda p: load("tiny", b"weights"), "weights of type bytes .* a folder"),
     "list of presets": (
-        lambda p: thinksound.load(["tiny"]),
+        lambda p: load(["tiny"]),
         "give one of thinksound-light, thinksound, tiny",
     ),
-    "number of a device": (lambda p: thinksound.load("tiny", device=0), "give auto, cpu, cuda"),
+    "number of a device": (lambda p: load("tiny", device=0), "give auto, cpu, cuda"),
     "other dtype": (
         lambda p: thinksound.load("tiny", device="cpu", dtype=torch.int8),
         "give one of auto, float",
     ),
-    "text for offload": (lambda p: thinksound.load("tiny", offload="no"), "give True or False"),
+    "text for offload": (lambda p: load("tiny", offload="no"), "give True or False"),
 }
 
 
@@ -223,14 +226,16 @@ def test_texts_that_are_none_are_refused(pipeline, clips, name, text):
 
 
 def test_numbers_of_numpy_are_numbers(pipeline, clips):
-    given = Options(np.int64(2), np.float32(4), np.uint32(3), np.float64(1.0))
+    numbers: tuple[Any, ...] = (np.int64(2), np.float32(4), np.uint32(3), np.float64(1.0))
+    given = Options(*numbers)
     plain = pipeline(clips / "cfr25_1p0s.mp4", options=FAST)
     assert torch.equal(pipeline(clips / "cfr25_1p0s.mp4", options=given).latents, plain.latents)
 
 
 @pytest.mark.parametrize("seed", [42.0, np.float16(42), np.float64(42), np.uint8(42), Fraction(42)])
 def test_whole_floats_are_whole_numbers(seed):
-    options = Options(num_inference_steps=24.0, seed=seed)
+    steps: Any = 24.0
+    options = Options(num_inference_steps=steps, seed=seed)
     assert options == Options(24, seed=42)
     assert [type(value) for value in (options.num_inference_steps, options.seed)] == [int, int]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -234,7 +235,8 @@ def test_placement_does_not_change_latents():
         0, 256, (25, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     latents = {}
-    for name, wishes in {"cpu": {"devices": "cpu"}, "gpu": {}, "offload": {"offload": True}}.items():
+    wanted: dict[str, dict[str, Any]] = {"cpu": {"device": "cpu"}, "gpu": {}, "offload": {"offload": True}}
+    for name, wishes in wanted.items():
         pipeline = thinksound.load("tiny", dtype="float32", **wishes)
         features = pipeline._encode(frames[:8], frames, "rain", "rain on a roof")
         _, latents[name] = pipeline.sample(features, 1.0, Options(num_inference_steps=4, seed=1))

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import Tensor
 
 import thinksound
 from thinksound.cli import main
 from thinksound.errors import InputError
+from thinksound.models.spectrogram_vae import SpectrogramVAE
 from thinksound.presets import LIGHT, TINY
 from thinksound.training.prepare import prepare_clips
 from thinksound.training.shards import PreparedClips
@@ -125,9 +127,14 @@ def test_a_made_clip_is_its_scene(pipeline, made):
 
 
 def test_each_text_is_encoded_once(pipeline, tmp_path, monkeypatch):
-    texts = []
-    encode = type(pipeline.t5).encode
-    monkeypatch.setattr(pipeline.t5, "encode", lambda text: texts.append(text) or encode(pipeline.t5, text))
+    texts: list[str] = []
+    encode = pipeline.t5.encode
+
+    def counted(text: str) -> Tensor:
+        texts.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(pipeline.t5, "encode", counted)
     path = write_noise(tmp_path / "n.wav", 3)
     prepare_clips(pipeline, [source(path, cot="one"), source(path, cot="two")], tmp_path / "p", duration_s=1)
     assert texts == ["one", "two"]
@@ -229,6 +236,7 @@ def test_a_folder_keeps_to_one_length_and_one_set_of_weights(pipeline, made, tmp
     with pytest.raises(InputError, match="holds clips of 2 s for tiny, wanted are 3 s for tiny"):
         prepare_clips(pipeline, MADE, made, duration_s=3, shard_size=2)
     other = thinksound.load("tiny", device="cpu")
+    assert isinstance(other.vae, SpectrogramVAE) and other.vae.encoder.out.bias is not None
     with torch.no_grad():
         other.vae.encoder.out.bias.add_(0.1)
     with pytest.raises(InputError, match="other weights of tiny"):

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import clips as make
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from thinksound.errors import MediaError
@@ -100,7 +102,7 @@ def tracks(path: Path, *sources: Path, default: int | None = None, kind: str = "
                 stream = next(stream for stream in container.streams if stream.type == kind)
                 copy = output.add_stream_from_template(stream, opaque=True)
                 if default is not None:
-                    copy.disposition = av.stream.Disposition.default if index == default else 0
+                    copy.disposition = Disposition.default if index == default else Disposition(0)
                 for packet in container.demux(stream):
                     if packet.dts is not None:
                         packets.append((packet.dts * packet.time_base, copy, packet))
@@ -185,13 +187,13 @@ def test_choosing_between_tracks_does_not_read_a_whole_file(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["a.avif", "animation.mp4"])
 def test_an_animated_avif_moves(tmp_path: Path, name: str) -> None:
     pictures = [Image.fromarray(make.numbered(index, 64, 48)) for index in range(12)]
-    options = {"save_all": True, "append_images": pictures[1:], "duration": 100}
+    options: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "duration": 100}
     pictures[0].save(tmp_path / name, format="AVIF", **options)
     video = decode_video(tmp_path / name)
     assert (video.frame_count, video.duration_s, video.notes) == (12, pytest.approx(1.2), ())
 
 
-def picture(path: Path, **options: object) -> Path:
+def picture(path: Path, **options: Any) -> Path:
     Image.fromarray(make.numbered(5, 64, 48)).save(path, **options)
     return path
 

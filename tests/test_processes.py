@@ -41,12 +41,12 @@ def thinksound(*arguments: object, cwd: Path, check: bool = True, **environment:
 def streams(path: Path) -> dict[str, tuple[str, float, int]]:
     """Kind -> codec, duration in seconds, packets."""
     with av.open(str(path)) as container:
-        found = {}
+        found: dict[str, tuple[str, float, int]] = {}
         for stream in container.streams:
             packets = [p for p in container.demux(stream) if p.size]
             found[stream.type] = (
                 stream.codec_context.name,
-                float(stream.duration * stream.time_base),
+                make.seconds(stream.duration, stream.time_base),
                 len(packets),
             )
             container.seek(0)
@@ -406,7 +406,8 @@ def test_a_command_leaves_its_caller_as_it_was(capsys):
 
 def test_an_interrupt_while_the_video_is_written_leaves_no_part_of_it(tmp_path):
     clip = make.render(tmp_path / "clip.mkv", codec="ffv1", frames=400, size=(640, 480))
-    command = ["generate", clip, "--preset", "tiny", "--steps", "1", "-o", "out.mp4", "--audio", "out.wav"]
+    options = "--preset tiny --steps 1 -o out.mp4 --audio out.wav"
+    command = ["generate", str(clip), *options.split()]
     with subprocess.Popen(
         [sys.executable, "-m", "thinksound", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import SMALL_MMDIT, SMALL_VAE, assert_close, golden, golden_inputs, seeded
+from reference import SMALL_MMDIT, SMALL_VAE, assert_close, four, golden, golden_inputs, seeded
 from test_parity_networks import FEATURES
 
 from thinksound.models.mmdit import MMDiT
@@ -27,10 +27,10 @@ def mmdit():
 def test_whole_sampling_and_decoding(mmdit, name, steps, scale):
     tensors, metadata = golden(name)
     inputs = golden_inputs(metadata)
-    features = tuple(inputs[key] for key in FEATURES)
+    features = four(inputs[key] for key in FEATURES)
     times = flow_times(steps)
     assert torch.equal(times, tensors["mid.t"])
-    states = {}
+    states: dict[str, list[int]] = {}
     velocity = guided_velocity(mmdit, features, 194, scale)
     partial = inputs["noise"]
     for key in sorted((k for k in tensors if k.startswith("mid.x")), key=lambda k: int(k[5:])):
@@ -88,10 +88,10 @@ def test_euler_is_first_order():
 def test_a_batch_of_two_is_two_singles(mmdit):
     _, metadata = golden("dit_tiny_3p2s_cog")
     inputs = golden_inputs(metadata)
-    one = tuple(inputs[key] for key in FEATURES)
-    other = tuple(part.flip(1) for part in one)
+    one = four(inputs[key] for key in FEATURES)
+    other = four(part.flip(1) for part in one)
     noise = torch.cat([inputs["noise"], inputs["noise"].flip(2)])
-    both = tuple(torch.cat(pair) for pair in zip(one, other, strict=True))
+    both = four(torch.cat(pair) for pair in zip(one, other, strict=True))
     together = sample_latents(mmdit, both, noise, 3, 5.0, lambda step: None)
     for row, features in enumerate((one, other)):
         alone = sample_latents(mmdit, features, noise[row : row + 1], 3, 5.0, lambda step: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import clips as make
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from av.stream import Disposition
 
 from thinksound.errors import MediaError
 from thinksound.media.decode import decode_video
@@ -46,8 +48,9 @@ def film(
         video = output.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         audio = output.add_stream(codec, rate=rate)
+        assert isinstance(audio, av.AudioStream)
         audio.layout = "stereo"
-        packets = []
+        packets: list[av.Packet[Any]] = []
         for index in range(round(wave.shape[1] / rate * 25)):
             frame = av.VideoFrame.from_ndarray(make.numbered(index, 64, 48), format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, 25)
@@ -65,7 +68,7 @@ def film(
             ):
                 packets += audio.encode(part)
         packets += audio.encode(None)
-        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+        for packet in sorted(packets, key=lambda packet: make.seconds(packet.dts, packet.time_base)):
             output.mux(packet)
     return path
 
@@ -98,12 +101,12 @@ def test_the_default_one_of_two_sounds_is_read(tmp_path, default, heard_at_s):
         for index, part in enumerate(parts):
             with av.open(part) as container:
                 copy = output.add_stream_from_template(container.streams.audio[0])
-                copy.disposition = av.stream.Disposition.default if index == default else 0
+                copy.disposition = Disposition.default if index == default else Disposition(0)
         for index, part in enumerate(parts):
             with av.open(part) as container:
                 for packet in container.demux(audio=0):
                     if packet.dts is not None:
-                        packet.stream = output.streams[index]
+                        packet.stream = output.streams.audio[index]
                         output.mux(packet)
     sound = read_sound(tmp_path / "a.mkv", RATE, 60)
     assert onset_s(sound.waveform) == pytest.approx(heard_at_s, abs=0.002)

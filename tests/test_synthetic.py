@@ -27,7 +27,7 @@ from thinksound.synthetic.materials import MATERIALS
 from thinksound.synthetic.modal import modes, strike
 from thinksound.synthetic.motion import ball_height, falling, raised
 from thinksound.synthetic.picture import render_frames
-from thinksound.synthetic.scene import Background, Room, pan_of
+from thinksound.synthetic.scene import Background, Room, Scene, pan_of
 from thinksound.synthetic.sound import constant_power, synthesise
 from thinksound.synthetic.stream import encoder_pictures
 from thinksound.synthetic.texts import describe
@@ -40,7 +40,8 @@ MAGENTA = (255, 0, 255)
 
 def scenes_of(kind, count, split="standard"):
     """The first scenes of a split whose first source is of a kind."""
-    found, seed = [], 0
+    found: list[Scene] = []
+    seed = 0
     while len(found) < count:
         scene = make_scene(split, seed)
         if scene.sources[0].kind == kind:
@@ -65,7 +66,7 @@ def detect_onsets(waveform, rate):
     level = np.log1p(bands / bands.max() * 1e3)
     flux = np.maximum(level[:, 3:] - level[:, :-3], 0).sum(axis=0)
     flux = np.concatenate([np.zeros(3), flux])
-    found = []
+    found: list[np.intp] = []
     for i in np.flatnonzero(flux > 0):
         near = flux[max(0, i - 10) : i + 11]
         around = np.median(flux[max(0, i - 60) : i + 61])

@@ -186,6 +186,7 @@ def test_averages_of_recomputing_blocks_are_their_own(clips, tmp_path):
     learner = FlowLearner(network := small_network(recompute=True), FlowOptions(batch=2), clips)
     trainer = Trainer(learner, LoopOptions(steps=1), tmp_path)
     average = trainer.averages["dit"]
+    assert isinstance(average, MMDiT)
     batch = random_batch(2, preset=SMALL)
     with torch.no_grad():
         for parameter in average.parameters():

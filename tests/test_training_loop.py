@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,12 @@ from thinksound.training.loop import (
     step_generator,
 )
 from thinksound.training.record import RUN, declare_run, read_run
+
+
+def weight_of(networks: Mapping[str, nn.Module], name: str = "risen") -> Tensor:
+    weights = networks["weights"]
+    assert isinstance(weights, nn.ParameterDict)
+    return weights[name]
 
 
 class Climber(Learner):
@@ -48,7 +55,7 @@ class Climber(Learner):
         return {"gradient": update(self.loss(generator), self.optimizers["weights"])}
 
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        return {"value": networks["weights"]["risen"][0].item()}
+        return {"value": weight_of(networks)[0].item()}
 
 
 class Wanderer(Climber):
@@ -62,7 +69,7 @@ class Wanderer(Climber):
         return (self.weights["risen"] - torch.randn(5, generator=generator)).square().sum()
 
 
-def options(steps: int, **changes: float) -> LoopOptions:
+def options(steps: int, **changes: Any) -> LoopOptions:
     return LoopOptions(
         steps, **{"warmup": 0, "validate_every": 100, "save_every": 2, "log_every": 1, **changes}
     )
@@ -95,7 +102,7 @@ def test_averages_follow_the_weights_as_computed_by_hand(tmp_path):
     for step in range(1, 51):
         decay = min(0.6, (1 + step) / (10 + step))
         mean = decay * mean + (1 - decay) * step
-    assert trainer.averages["weights"]["risen"].item() == pytest.approx(mean, rel=1e-5)
+    assert weight_of(trainer.averages).item() == pytest.approx(mean, rel=1e-5)
     # Far from the start an average of decay d lags d / (1 - d) steps behind.
     assert mean == pytest.approx(50 - 1.5, abs=1e-3)
 
@@ -103,8 +110,8 @@ def test_averages_follow_the_weights_as_computed_by_hand(tmp_path):
 def test_what_is_frozen_is_neither_copied_nor_stored(tmp_path):
     trainer = Trainer(learner := Climber(), options(2), tmp_path)
     trainer.run()
-    assert trainer.averages["weights"]["frozen"] is learner.weights["frozen"]
-    assert trainer.averages["weights"]["risen"] is not learner.weights["risen"]
+    assert weight_of(trainer.averages, "frozen") is learner.weights["frozen"]
+    assert weight_of(trainer.averages) is not learner.weights["risen"]
     state = read_checkpoint(tmp_path / CHECKPOINT)
     assert set(state["networks"]["weights"]) == set(state["averages"]["weights"]) == {"risen"}
 
@@ -126,7 +133,7 @@ def test_a_run_in_pieces_is_the_run_in_one(tmp_path):
         pieces = Trainer(Wanderer(), options(steps), tmp_path / "pieces")
         pieces.run()
     for one, other in ((pieces.learner.networks, whole.learner.networks), (pieces.averages, whole.averages)):
-        assert torch.equal(one["weights"]["risen"], other["weights"]["risen"])
+        assert torch.equal(weight_of(one), weight_of(other))
     kept = [row for row in rows(tmp_path / "whole") if row[2] == "gradient"]
     assert [row for row in rows(tmp_path / "pieces") if row[2] == "gradient"] == kept
 
@@ -161,7 +168,7 @@ def test_samples_are_asked_for_at_their_steps(tmp_path):
     asked: list[tuple[str, float]] = []
 
     def write(networks: Mapping[str, nn.Module], folder: Path) -> None:
-        asked.append((folder.name, networks["weights"]["risen"].item()))
+        asked.append((folder.name, weight_of(networks).item()))
 
     trainer = Trainer(Climber(), options(5, sample_every=2, ema_decay=0.0), tmp_path, write_samples=write)
     trainer.run()

@@ -193,7 +193,7 @@ def test_an_excerpt_keeps_its_shape_in_level_side_and_sign():
     seen = set()
     for seed in range(20):
         excerpt = draw_excerpt(sound, 1000, torch.Generator().manual_seed(seed))
-        loud = excerpt.abs().amax(dim=1).argmax().item()
+        loud = int(excerpt.abs().amax(dim=1).argmax())
         level = excerpt[loud, -1].item()
         torch.testing.assert_close(excerpt[loud], ramp[0] * level, atol=1e-4, rtol=1e-3)
         assert 10**-0.6 <= abs(level) <= 1

@@ -69,9 +69,9 @@ def _check(film: Path, decoded: DecodedVideo, output: Path, copied: bool) -> Non
         raise WrongResult("two frames of the output have one time")
     _near("the picture's begin and 0", shown[0][0], 0.0)
     _near("the picture's end and its duration", max(end for _, end in shown), decoded.duration_s)
-    end = max(end for _, end in heard)
-    if not decoded.duration_s - _APART_S <= end <= decoded.duration_s + _APART_S + _AAC_S:
-        raise WrongResult(f"the sound ends at {end:.3f} s, the picture lasts {decoded.duration_s:.3f} s")
+    until = max(end for _, end in heard)
+    if not decoded.duration_s - _APART_S <= until <= decoded.duration_s + _APART_S + _AAC_S:
+        raise WrongResult(f"the sound ends at {until:.3f} s, the picture lasts {decoded.duration_s:.3f} s")
     if copied:
         _check_copied(film, output)
     with av.open(output) as container:

@@ -235,8 +235,9 @@ def odd_value(rng: random.Random) -> Any:
         "x",
         "../x",
     )
-    more = ("/etc/passwd", "\u0000", "\ud800", "a" * 20_000, [], {}, [[]], {"": None}, [1, "a"], deep)
-    return rng.choice((*values, *more))
+    texts = ("/etc/passwd", "\u0000", "\ud800", "a" * 20_000)
+    nested: tuple[Any, ...] = ([], {}, [[]], {"": None}, [1, "a"], deep)
+    return rng.choice((*values, *texts, *nested))
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
