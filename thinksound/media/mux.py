@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -265,7 +265,7 @@ def _output_time_base(time_base: Fraction) -> Fraction:
 
 
 def _decoding_times(
-    shown: list[int], stored: list[int | None], end: int, time_base: Fraction
+    shown: list[int], stored: Sequence[int | None], end: int, time_base: Fraction
 ) -> list[int] | None:
     """When to decode each packet, and at last when the last sample ends on the clock of decoding.
 
