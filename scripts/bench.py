@@ -189,9 +189,9 @@ def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> P
     clip, text = metaclip.build_metaclip(tiny / "metaclip"), t5.build_t5(tiny / "t5")
     if preset is not TINY:
         clip.model = metaclip.build_network(
-            CLIPConfig(**metaclip.PUBLISHED_CONFIG, attn_implementation="sdpa")
+            CLIPConfig.from_dict(metaclip.PUBLISHED_CONFIG, attn_implementation="sdpa")
         )
-        text.model = t5.build_network(T5Config(**t5.PUBLISHED_CONFIG, attn_implementation="eager"))
+        text.model = t5.build_network(T5Config.from_dict(t5.PUBLISHED_CONFIG, attn_implementation="eager"))
     modules = {
         "metaclip": clip.model,
         "t5": text.model,
@@ -220,7 +220,7 @@ def render(folder: Path, arguments: argparse.Namespace) -> Path:
         stream.pix_fmt = "yuv420p"
         while True:
             try:
-                frame = graph.pull()
+                frame = graph.vpull()
             except (av.error.EOFError, av.error.BlockingIOError):
                 break
             container.mux(stream.encode(frame))

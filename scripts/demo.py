@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     result.save(sound)
     print(f"Generated {sound} in {sum(result.timings.values()):.1f} s")
 
-    generated = result.pcm.numpy().astype(np.float32) / 32768
+    generated = result.pcm.numpy().astype(np.float32) / np.float32(32768)
     truth = synthesise(scene, rate)
     onsets, heard = true_onsets(scene), detect_onsets(generated, rate)
     print(f"Onsets    {agreement(onsets, heard, detect_onsets(truth, rate))}")

@@ -39,14 +39,14 @@ def kept_for_backward(batch: int, recompute: bool) -> int:
         if recompute:
             recompute_blocks(network)
         shapes = layout.shapes
-        features = [
+        clip, sync, text, t5 = (
             torch.zeros(batch, *shapes[name])
             for name in ("clip_features", "sync_features", "text_features", "t5_features")
-        ]
+        )
         latents = torch.zeros(batch, *shapes["latent_mean"])
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with hooks, torch.autocast("cpu", torch.bfloat16):
-            conditions = network.project(*features, latents.shape[-1])
+            conditions = network.project(clip, sync, text, t5, latents.shape[-1])
             network(latents, torch.zeros(batch), conditions)
     # Autocast's copies of the weights in bfloat16 are kept too: once for any batch.
     return sum(size for key, (_, size) in storages.items() if key not in weights)
