@@ -32,6 +32,8 @@ from thinksound.checkpoints.registry import WEIGHTS
 from thinksound.commands.weights import weight_lines
 from thinksound.errors import WeightsError
 
+pytestmark = pytest.mark.slow
+
 THINKSOUND = "FunAudioLLM/ThinkSound"
 CHECKPOINT = bytes(range(256)) * 4096  # 1 MiB
 LARGE_CHECKPOINT = CHECKPOINT * 25

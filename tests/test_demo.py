@@ -14,6 +14,8 @@ from PIL import Image
 from thinksound.errors import InputError, OutputError
 from thinksound.evaluation.plot import plot_sound
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 RATE = 16_000
 

@@ -28,6 +28,8 @@ from thinksound.rates import clip_frame_count, latent_frame_count, sync_frame_co
 from thinksound.runtime.placement import GPU, Machine, make_plan
 from thinksound.sampling.guidance import guided_velocity
 
+pytestmark = pytest.mark.slow
+
 PAIR = (GPU("first", 24 * 2**30, bfloat16=True), GPU("second", 24 * 2**30, bfloat16=True))
 
 

@@ -32,6 +32,8 @@ from thinksound.media.decode import decode_video
 from thinksound.media.soundtrack import read_sound
 from thinksound.models.synchformer_offset import SynchformerOffset
 
+pytestmark = pytest.mark.slow
+
 
 def write_sound(path: Path, seed: int, seconds: float = 1.0, rate: int = 16_000) -> Path:
     """A decaying tone in noise, different for each seed."""

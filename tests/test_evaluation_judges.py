@@ -19,6 +19,8 @@ from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.seeds import JUDGES, TRAINING
 from thinksound.synthetic.sound import synthesise
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = repository_weights_dir() / FOLDER
 SMALL = JudgeOptions(standard=6, hard=6, held_out=3, onset_epochs=1, source_epochs=1)
 

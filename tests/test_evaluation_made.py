@@ -33,6 +33,8 @@ from thinksound.training.prepare import prepare_clips
 from thinksound.training.shards import PreparedClips
 from thinksound.training.sources import made_sources
 
+pytestmark = pytest.mark.slow
+
 JUDGES = repository_weights_dir() / FOLDER
 MODEL = Recipe(guidance_scale=2.0, steps=2)
 COUNT = 3

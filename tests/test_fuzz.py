@@ -10,6 +10,8 @@ from fuzzing.__main__ import damage_film, generator, main
 from fuzzing.films import render_films
 from fuzzing.pool import Child
 
+pytestmark = pytest.mark.slow
+
 _PLANTED = """
 import os, signal, time
 from fuzzing import WrongResult

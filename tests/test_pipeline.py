@@ -18,6 +18,8 @@ from thinksound.presets import PRESETS, TINY
 from thinksound.rates import audio_sample_count, latent_frame_count
 from thinksound.request import MAX_SEED, Options
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 FAST = Options(num_inference_steps=2, seed=3)
 

@@ -25,6 +25,8 @@ from thinksound.runtime.placement import (
     runs_on,
 )
 
+pytestmark = pytest.mark.slow
+
 H200 = GPU("H200", 140 * 2**30, bfloat16=True)
 RTX_4090 = GPU("RTX 4090", 24 * 2**30, bfloat16=True)
 RTX_3060 = GPU("RTX 3060", 8 * 2**30, bfloat16=True)

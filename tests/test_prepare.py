@@ -26,6 +26,8 @@ from thinksound.training.prepare import prepare_clips
 from thinksound.training.shards import PreparedClips
 from thinksound.training.sources import Clip, FileSource, MadeSource, made_sources, read_table
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 RATE, HOP = TINY.vae.sample_rate, TINY.vae.hop
 MADE = made_sources("standard", range(1_000_000, 1_000_005))

@@ -20,6 +20,8 @@ from safetensors.numpy import load_file
 from thinksound.cli import main
 from thinksound.rates import audio_sample_count
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 FAST = ("--preset", "tiny", "--steps", "2", "--device", "cpu")
 

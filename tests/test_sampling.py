@@ -20,6 +20,7 @@ def mmdit():
     return seeded(MMDiT(SMALL_MMDIT), "model.model.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "scale"),
     [("sampler_tiny_9s_24steps_cfg5", 24, 5.0), ("sampler_tiny_9s_10steps_cfg1", 10, 1.0)],
@@ -98,6 +99,7 @@ def test_a_batch_of_two_is_two_singles(mmdit):
         assert_close(together[row : row + 1], alone)
 
 
+@pytest.mark.slow
 def test_decoding_in_windows_is_decoding_at_once():
     vae = seeded(AudioVAE(SMALL_VAE), "autoencoder.")
     latents = draw_noise(5, 64, 70)

@@ -23,7 +23,10 @@ import pytest
 from clips import render, seconds
 from server import ROOT, Loopback, Server, data_url
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Cog's server runs on Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Cog's server runs on Linux"),
+]
 
 # One heap for all threads: with one each, which Cog's threads fill in turn, memory settles late.
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}

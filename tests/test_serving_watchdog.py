@@ -15,7 +15,10 @@ import pytest
 
 from thinksound.serving import coglet, watchdog
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="Cog's server runs on Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="Cog's server runs on Linux"),
+]
 
 # Answers every health check with BUSY, as a server does whose only slot is lost.
 STUCK_SERVER = """

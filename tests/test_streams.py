@@ -12,6 +12,8 @@ import pytest
 
 from thinksound.commands.progress import Bars, tenths
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 LISTING = "weights path --preset tiny"
 HELP = "evaluate folder --help"  # has an é

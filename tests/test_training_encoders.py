@@ -26,6 +26,8 @@ from thinksound.training.encoders import (
 )
 from thinksound.training.loop import Update, step_generator, trainable
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = Path(__file__).parents[1] / "weights"
 RATE = 16_000
 SMALL = MotionConfig(embed_dim=32, channels=(8, 16), depth=2, pool=14)

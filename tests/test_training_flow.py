@@ -29,6 +29,8 @@ from thinksound.training.flow import (
 from thinksound.training.loop import LoopOptions, Trainer, Update, step_generator
 from thinksound.training.shards import PreparedClips
 
+pytestmark = pytest.mark.slow
+
 SMALL: Preset = replace(
     TINY,
     mmdit=MMDiTConfig(

@@ -29,6 +29,8 @@ from thinksound.training.loop import CHECKPOINT, read_checkpoint
 from thinksound.training.record import declare_run
 from thinksound.training.tiny import make_tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 STEPS = 5
 RATE = 1e-3

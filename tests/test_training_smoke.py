@@ -28,6 +28,8 @@ from thinksound.training.runs import DiTRun, Start, train_dit
 from thinksound.training.shards import PreparedClips
 from thinksound.training.sources import MadeSource
 
+pytestmark = pytest.mark.slow
+
 CLIPS, MEASURED = 200, 24
 STEPS = 400
 F1, CHANCE = 0.85, 0.35  # measured: 0.975, 0.147

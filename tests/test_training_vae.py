@@ -26,6 +26,8 @@ from thinksound.training.spectral_vae import (
 )
 from thinksound.training.vae import VAELearner, VAEOptions, initialise_vae, standardise
 
+pytestmark = pytest.mark.slow
+
 SMALL = OobleckConfig(channels=8, channel_multiples=(1, 2), strides=(4, 4), latent_dim=6, sample_rate=16_000)
 OPTIONS = VAEOptions(
     batch=4,
