@@ -129,8 +129,9 @@ def test_what_is_installed_is_what_is_pinned():
 
 
 def test_changelog_names_the_version():
-    latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
-    assert latest and latest[1] == thinksound.__version__
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert released[0] == thinksound.__version__ and "Unreleased" not in headings[1:]
 
 
 def test_scripts_are_short_executable_and_listed():

@@ -212,7 +212,7 @@ def test_a_copy_of_jittering_frames_lasts_as_long_as_its_sound(tmp_path: Path) -
     assert video.duration_s == pytest.approx(1.201, abs=1e-6)
     assert muxed(video, tmp_path / "out.mp4").copied
     with av.open(tmp_path / "out.mp4") as container:
-        lengths = [float(stream.duration * stream.time_base) for stream in container.streams]
+        lengths = [make.seconds(stream.duration, stream.time_base) for stream in container.streams]
     assert lengths == pytest.approx([1.201] * 2, abs=1e-4)
 
 

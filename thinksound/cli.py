@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
 from .commands import evaluate, generate, info, make_data, prepare, train, weights
@@ -73,7 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"thinksound {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    # Any: the type of the action is invariant in the class of its parsers.
+    commands: Any = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
     generate.add_parser(commands)
     weights.add_parser(commands)
     info.add_parser(commands)

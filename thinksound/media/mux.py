@@ -292,7 +292,7 @@ def _decoding_times(
     return None
 
 
-def _possible_decoding_times(shown: list[int], stored: list[int | None], end: int) -> Iterator[list[int]]:
+def _possible_decoding_times(shown: list[int], stored: Sequence[int | None], end: int) -> Iterator[list[int]]:
     given = [time for time in stored if time is not None]
     if len(given) == len(shown):
         yield given
