@@ -28,6 +28,8 @@ def run(input, output, case):
         time.sleep(60)
     if way == "memory":
         bytearray(4 << 30)
+    if way == "memory held":
+        len(b"x" * (9 << 28))
     if way == "file left":
         (output / ".half.part").touch()
         raise InputError("refused")
@@ -51,11 +53,23 @@ def child(tmp_path_factory):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="children are limited by Linux's account")
 @pytest.mark.parametrize(
-    "way", ["result", "error", "traceback", "crash", "result", "hang", "memory", "file left", "wrong result"]
+    "way",
+    [
+        "result",
+        "error",
+        "traceback",
+        "crash",
+        "result",
+        "hang",
+        "memory",
+        "memory held",
+        "file left",
+        "wrong result",
+    ],
 )
 def test_every_ending_is_told_apart(child, tmp_path, way):
     ending = child.run({"kind": "planted", "input": str(tmp_path), "way": way}, tmp_path)
-    assert ending.how == way, ending.detail
+    assert ending.how == way.removesuffix(" held"), ending.detail
     assert ending.is_fault == (way not in ("result", "error"))
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 from fuzzing import WrongResult
 
-# Beyond what the process takes when it is ready.
-MEMORY = 2 << 30  # bytes
+MEMORY = 2 << 30  # bytes; what the whole process may hold
+# Of address space, beyond what the process takes when it is ready. The package takes a lack of memory for
+# damage where 2 GiB could be had: there must be room for that.
+SPACE = 3 << 30
 
 Run = Callable[[Path, Path, dict[str, Any]], str]  # (input, folder for the outputs, case) -> what came out
 
@@ -27,12 +29,21 @@ def serve(runs: Mapping[str, Run]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (size + SPACE, size + SPACE))
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         case = json.loads(line)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
         ending, detail = run_case(runs[case["kind"]], case)
+        if (peak := _peak()) > MEMORY:
+            ending, detail = "memory", f"{peak / 1e9:.1f} GB; {ending}: {detail}"
         print(json.dumps([ending, detail]), file=answers, flush=True)
+
+
+def _peak() -> int:
+    """The most memory, in bytes, that the process has held."""
+    (line,) = [each for each in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in each]
+    return int(line.split()[1]) * 1024
 
 
 def run_case(run: Run, case: dict[str, Any]) -> tuple[str, str]:
