@@ -34,7 +34,7 @@ def run(input, output, case):
         (output / ".half.part").touch()
         raise InputError("refused")
     if way == "wrong result":
-        raise InputError("a name with \\x1b[31m in it")
+        raise WrongResult("planted")
     if way == "error":
         raise InputError("refused")
     (output / "out.mp4").touch()
