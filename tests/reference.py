@@ -41,9 +41,9 @@ def seeded(network: Network, prefix: str) -> Network:
     return network.eval().requires_grad_(False)
 
 
-def golden(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def golden(name: str, folder: Path = GOLDEN) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of one golden file."""
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+    with safe_open(folder / f"{name}.safetensors", "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 

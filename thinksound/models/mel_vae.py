@@ -1,0 +1,271 @@
+"""MMAudio's VAE: mel spectrograms to latents at half their frame rate, and back.
+
+Source: MMAudio, https://arxiv.org/abs/2412.15322, appendix; residual blocks and attention keep magnitudes
+as in EDM2, https://arxiv.org/abs/2312.02696, section 2: no biases, no group norms, weights of fixed size,
+weighted sums that are divided by the size of their result.
+
+The file holds the weights as trained. `network_tensors` gives them their size, once; the network is plain
+convolutions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .folding import Folded
+
+EPSILON = 1e-4  # added to every root mean square that something is divided by
+RESIDUAL_WEIGHT = 0.3  # of what a block adds to its skip
+SILU_SIZE = 0.596  # root mean square of the SiLU of normal values
+ACTIVATION_LIMIT = 256.0
+MULTIPLES = (1, 2, 4)  # of the width, per level; level 0 has the frame rate of the spectrogram
+ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # per level
+LOG_VARIANCE_LIMITS = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class MelVAEConfig:
+    """Encoder and decoder; a latent frame stands for two frames of the spectrogram."""
+
+    mel_bands: int
+    latent_dim: int  # C
+    channels: int  # width of level 0
+
+    def __post_init__(self) -> None:
+        for name in ("mel_bands", "latent_dim", "channels"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} must be at least 1")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * multiple for multiple in MULTIPLES)
+
+
+MEL_VAE_16K = MelVAEConfig(mel_bands=80, latent_dim=20, channels=384)
+MEL_VAE_44K = MelVAEConfig(mel_bands=128, latent_dim=40, channels=512)
+
+
+def network_tensors(published: Mapping[str, Tensor]) -> Folded:
+    """The network's tensors from those of the published file, which have the same names.
+
+    Each weight of a convolution is divided by its root mean square per output channel, and by the root of
+    the number of values that a channel sums. Done once: what comes out must not go in again.
+    """
+    return Folded(
+        {
+            name: partial(_sized_weight, published, name)
+            if name.endswith(".weight")
+            else partial(published.__getitem__, name)
+            for name in published
+        }
+    )
+
+
+def _sized_weight(published: Mapping[str, Tensor], name: str) -> Tensor:
+    weight = published[name].float()
+    axes = tuple(range(1, weight.ndim))
+    size = weight.square().mean(dim=axes, keepdim=True).sqrt()
+    return weight / (EPSILON + size) / math.sqrt(weight[0].numel())
+
+
+def unit_size(x: Tensor) -> Tensor:
+    """``x (B, D, ...)`` with a root mean square of one over its channels."""
+    size = x.float().square().mean(dim=1, keepdim=True).sqrt()
+    return x / (EPSILON + size).to(x.dtype)
+
+
+def activate(x: Tensor) -> Tensor:
+    """SiLU that keeps the size of normal values."""
+    return F.silu(x) / SILU_SIZE
+
+
+def add_residual(skip: Tensor, residual: Tensor) -> Tensor:
+    """Weighted sum of two independent signals of unit size, again of unit size."""
+    size = math.hypot(1 - RESIDUAL_WEIGHT, RESIDUAL_WEIGHT)
+    return torch.lerp(skip, residual, RESIDUAL_WEIGHT) / size
+
+
+def limit(x: Tensor) -> Tensor:
+    """Clamps outliers, as in training."""
+    return x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+
+
+def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv1d:
+    """A convolution without bias, ``(B, C_in, N)`` to ``(B, C_out, N)``."""
+    return nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+
+
+class ResidualBlock(nn.Module):
+    """Two activated convolutions beside a skip, ``(B, D_in, N)`` to ``(B, D_out, N)``."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = convolution(in_channels, out_channels, 3)
+        self.conv2 = convolution(out_channels, out_channels, 3)
+        self.nin_shortcut: nn.Module | None = None
+        if in_channels != out_channels:
+            self.nin_shortcut = convolution(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = unit_size(x)
+        residual = self.conv2(activate(self.conv1(activate(x))))
+        return add_residual(x if self.nin_shortcut is None else self.nin_shortcut(x), residual)
+
+
+class Attention(nn.Module):
+    """Every frame attends to every frame with one head, ``(B, D, N)`` to ``(B, D, N)``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.qkv = convolution(channels, 3 * channels, 1)
+        self.proj_out = convolution(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(1, (-1, 3))  # (B, D, 3, N)
+        q, k, v = unit_size(qkv).transpose(1, 3).unbind(2)  # (B, N, D)
+        seen = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return add_residual(x, self.proj_out(seen.transpose(1, 2)))
+
+
+class Middle(nn.Module):
+    """What both halves do at the latents' frame rate and the full width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = Attention(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return limit(self.block_2(self.attn_1(self.block_1(x))))
+
+
+class Downsample(nn.Module):
+    """Half the frames: ``(B, D, N)`` to ``(B, D, N // 2)``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = convolution(channels, channels, 1)
+        self.conv2 = convolution(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(F.avg_pool1d(self.conv1(x), 2))
+
+
+class Upsample(nn.Module):
+    """Twice the frames: ``(B, D, N)`` to ``(B, D, 2N)``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = convolution(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.repeat_interleave(2, dim=-1))
+
+
+class Level(nn.Module):
+    """Residual blocks, the first of which changes the width; then at one level a change of rate."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (blocks - 1)
+        self.block = nn.ModuleList(ResidualBlock(width, out_channels) for width in widths)
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = limit(block(x))
+        for resample in (self.downsample, self.upsample):
+            x = x if resample is None else resample(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Standardised spectrogram ``(B, bands, N)`` to mean and log-variance, ``(B, 2C, N // 2)``."""
+
+    def __init__(self, config: MelVAEConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.learnable_gain = nn.Parameter(torch.zeros(()))
+        self.conv_in = convolution(config.mel_bands, widths[0], 3)
+        self.down = nn.ModuleList(
+            Level(a, b, ENCODER_BLOCKS) for a, b in zip((widths[0], *widths), widths, strict=False)
+        )
+        self.down[0].downsample = Downsample(widths[0])
+        self.mid = Middle(widths[-1])
+        self.conv_out = convolution(widths[-1], 2 * config.latent_dim, 3)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = self.conv_in(mel)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(activate(self.mid(x))) * (1 + self.learnable_gain)
+
+
+class Decoder(nn.Module):
+    """Latents ``(B, C, T)`` to a standardised spectrogram ``(B, bands, 2T)``."""
+
+    def __init__(self, config: MelVAEConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.learnable_gain = nn.Parameter(torch.zeros(()))
+        self.conv_in = convolution(config.latent_dim, widths[-1], 3)
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList(
+            Level(a, b, DECODER_BLOCKS) for a, b in zip((*widths[1:], widths[-1]), widths, strict=True)
+        )
+        self.up[1].upsample = Upsample(widths[1])
+        self.conv_out = convolution(widths[0], config.mel_bands, 3)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(latents))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(activate(x)) * (1 + self.learnable_gain)
+
+
+class MelVAE(nn.Module):
+    """Encoder, Gaussian bottleneck, decoder; spectrograms are standardised with the file's statistics.
+
+    Each frame depends on the whole input, by the attention in the middle of both halves. So a long input
+    cannot be decoded in windows without changing the result. It need not be: at 44.1 kHz the largest
+    activation of a minute is 21 MB.
+    """
+
+    data_mean: Tensor
+    data_std: Tensor
+
+    def __init__(self, config: MelVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.register_buffer("data_mean", torch.zeros(1, config.mel_bands, 1))
+        self.register_buffer("data_std", torch.ones(1, config.mel_bands, 1))
+
+    def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each ``(B, C, N // 2)``, of log-mel spectrograms ``mel (B, bands, N)``."""
+        standard = (mel.to(self.data_mean.dtype) - self.data_mean) / self.data_std
+        mean, log_variance = self.encoder(standard).chunk(2, dim=1)
+        return mean, log_variance.clamp(*LOG_VARIANCE_LIMITS)
+
+    @staticmethod
+    def sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents drawn with ``noise`` and their KL divergence from a standard normal (a scalar)."""
+        variance = log_variance.exp()
+        divergence = (mean.square() + variance - log_variance - 1).sum(dim=1).mean()
+        return noise * variance.sqrt() + mean, divergence
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Log-mel spectrogram ``(B, bands, 2T)`` of ``latents (B, C, T)``."""
+        return self.decoder(latents.to(self.data_mean.dtype)) * self.data_std + self.data_mean
