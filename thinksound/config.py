@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import InputError
 
 
-@dataclass(frozen=True)
-class MMDiTConfig:
-    """The flow-matching multimodal diffusion transformer."""
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Settings of the flow-matching transformer that ThinkSound and MMAudio share."""
 
-    latent_dim: int = 64  # C, channels of the VAE latents
-    clip_dim: int = 1024  # width of a MetaCLIP picture feature
-    clip_text_dim: int = 1024  # width of a MetaCLIP text token
+    latent_dim: int  # C, channels of the VAE latents
+    clip_dim: int = 1024  # width of a CLIP picture feature
     sync_dim: int = 768  # width of a Synchformer feature
-    text_dim: int = 2048  # width of a T5 token; MetaCLIP tokens are zero-padded to it
-    text_length: int = 77  # tokens of each of the two texts
-    hidden_dim: int = 1024  # D
-    depth: int = 21  # joint blocks and fused blocks together
-    fused_depth: int = 14  # blocks that see the latents alone
-    num_heads: int = 16  # H
-    kernel_size: int = 3  # of the convolutions along the latents
+    text_dim: int  # width of a text token
+    text_length: int = 77  # tokens of a text
+    hidden_dim: int  # D
+    depth: int  # joint blocks and fused blocks together
+    fused_depth: int  # blocks that see the latents alone
+    num_heads: int  # H
+    kernel_size: int = 3  # of the blocks' convolutions along the latents
+    audio_kernel_size: int  # of the convolutions through which the latents enter
     sync_kernel_size: int = 7
     mlp_ratio: float = 4.0
+    input_activation: Literal["silu", "selu"] = "silu"  # in the projections of latents and synchronisation
+    token_activation: bool = True  # a SiLU in the projections of pictures and text
+    time_dim: int | None = None  # cosines and sines of the flow time; None: hidden_dim
+    time_scale: float = 10_000.0  # radians per unit of flow time at the highest frequency
+    output_sees_sync: bool  # whether synchronisation modulates the output block
 
     def __post_init__(self) -> None:
         if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 2:
@@ -33,8 +39,6 @@ class MMDiTConfig:
             )
         if not 0 < self.fused_depth < self.depth:
             raise InputError(f"fused_depth {self.fused_depth} must lie between 0 and depth {self.depth}")
-        if self.clip_text_dim > self.text_dim:
-            raise InputError(f"clip_text_dim {self.clip_text_dim} is larger than text_dim {self.text_dim}")
 
     @property
     def joint_depth(self) -> int:
@@ -44,6 +48,26 @@ class MMDiTConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_dim // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMDiTConfig(FlowConfig):
+    """ThinkSound's flow-matching multimodal diffusion transformer."""
+
+    latent_dim: int = 64
+    clip_text_dim: int = 1024  # width of a MetaCLIP text token
+    text_dim: int = 2048  # width of a T5 token; MetaCLIP tokens are zero-padded to it
+    hidden_dim: int = 1024
+    depth: int = 21
+    fused_depth: int = 14
+    num_heads: int = 16
+    audio_kernel_size: int = 3
+    output_sees_sync: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip_text_dim > self.text_dim:
+            raise InputError(f"clip_text_dim {self.clip_text_dim} is larger than text_dim {self.text_dim}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def euler(velocity: Velocity, latents: Tensor, times: Tensor, on_step: Callable[
     Args:
         velocity: the right-hand side.
         latents: the state at ``times[0]``, ``(B, C, T)``.
-        times: decreasing float32 grid.
+        times: decreasing grid.
         on_step: called with the number of finished steps after each one.
     """
     for step, (time, next_time) in enumerate(itertools.pairwise(times), start=1):

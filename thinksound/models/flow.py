@@ -1,0 +1,153 @@
+"""The flow-matching multimodal diffusion transformer that ThinkSound and MMAudio share.
+
+Source: MMAudio, https://arxiv.org/abs/2412.15322, section 3.3; ThinkSound's descends from it.
+What is notable:
+
+* Latents, pictures and text meet in joint blocks; fused blocks then see the latents alone.
+* Synchronisation features modulate every latent frame, stretched to the latents' length by
+  nearest neighbour ("nearest-exact"). For some lengths (216 features over 194 latents, 192 over
+  345) float32 arithmetic picks another neighbour than exact arithmetic at two places; float32 is
+  the published choice.
+* What depends on the conditions alone is computed once per request (`project`), not per step.
+
+A family is a subclass with its own null features and texts; all else that differs is a setting in
+`FlowConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import FlowConfig
+from ..rates import SYNC_FEATURES_PER_SEGMENT
+from .attention import rotary_table
+from .blocks import FinalBlock, JointBlock, StreamBlock
+from .embeddings import TimestepEmbedder
+from .layers import MLP, ConvMLP, same_length
+
+INPUT_KERNEL_SIZE = 3  # of the gated MLPs in the picture and synchronisation projections
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything the network knows about a request besides latents and time."""
+
+    clip: Tensor  # (B, V, D) picture tokens
+    text: Tensor  # (B, N, D) text tokens
+    sync: Tensor  # (B, T, D) synchronisation, one per latent frame
+    pooled: Tensor  # (B, 1, D) pictures and text as one vector
+    latent_rotary: Tensor  # (2, T, d/2)
+    clip_rotary: Tensor  # (2, V, d/2)
+
+
+class FlowTransformer(nn.Module):
+    """Predicts the velocity of rectified flow from latents, time and projected conditions."""
+
+    def __init__(self, config: FlowConfig, pooled_text_dim: int) -> None:
+        """
+        Args:
+            config: sizes and settings.
+            pooled_text_dim: width of the vector into which the family pools its texts.
+        """
+        super().__init__()
+        dim, kernel, inner = config.hidden_dim, config.kernel_size, config.hidden_dim * 4
+        activation = nn.SELU if config.input_activation == "selu" else nn.SiLU
+        # Without an activation the gated MLP stands at index 1 of the published tensors, with one at 2.
+        between = [nn.SiLU()] if config.token_activation else []
+        self.audio_input_proj = nn.Sequential(
+            same_length(config.latent_dim, dim, config.audio_kernel_size),
+            activation(),
+            ConvMLP(dim, inner, config.audio_kernel_size),
+        )
+        self.clip_input_proj = nn.Sequential(
+            nn.Linear(config.clip_dim, dim), *between, ConvMLP(dim, inner, INPUT_KERNEL_SIZE)
+        )
+        self.sync_input_proj = nn.Sequential(
+            same_length(config.sync_dim, dim, config.sync_kernel_size),
+            activation(),
+            ConvMLP(dim, inner, INPUT_KERNEL_SIZE),
+        )
+        self.text_input_proj = nn.Sequential(nn.Linear(config.text_dim, dim), *between, MLP(dim, inner))
+        self.clip_cond_proj = nn.Linear(dim, dim)
+        self.text_cond_proj = nn.Linear(pooled_text_dim, dim)
+        self.global_cond_mlp = MLP(dim, inner)
+        self.sync_pos_emb = nn.Parameter(torch.zeros(1, 1, SYNC_FEATURES_PER_SEGMENT, config.sync_dim))
+        self.final_layer = FinalBlock(dim, config.latent_dim)
+        self.t_embed = TimestepEmbedder(dim, config.time_dim or dim, config.time_scale)
+        self.joint_blocks = nn.ModuleList(
+            JointBlock(dim, config.num_heads, config.mlp_ratio, kernel, last=i == config.joint_depth - 1)
+            for i in range(config.joint_depth)
+        )
+        self.fused_blocks = nn.ModuleList(
+            StreamBlock(dim, config.num_heads, config.mlp_ratio, kernel) for _ in range(config.fused_depth)
+        )
+        self._head_dim = config.head_dim
+        self._output_sees_sync = config.output_sees_sync
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the matrix products run."""
+        return self.text_cond_proj.weight.dtype
+
+    def _conditions(
+        self,
+        clip_features: Tensor,
+        sync_features: Tensor,
+        text: Tensor,
+        pooled_text: Tensor,
+        latent_length: int,
+    ) -> Conditions:
+        """Project what families have in common.
+
+        Args:
+            clip_features: pictures ``(B, V, clip_dim)``.
+            sync_features: Synchformer features ``(B, S, sync_dim)``, S a multiple of 8.
+            text: projected tokens ``(B, N, D)``.
+            pooled_text: texts as one vector ``(B, pooled_text_dim)``.
+            latent_length: T, latent frames to generate.
+        """
+        sync_features = sync_features.to(self.dtype)
+        segments = sync_features.unflatten(1, (-1, SYNC_FEATURES_PER_SEGMENT)) + self.sync_pos_emb
+        sync = self.sync_input_proj(segments.flatten(1, 2)).transpose(1, 2)  # (B, D, S)
+        sync = F.interpolate(sync.float(), size=latent_length, mode="nearest-exact").transpose(
+            1, 2
+        )  # (B, T, D)
+
+        clip = self.clip_input_proj(clip_features.to(self.dtype))  # (B, V, D)
+        pooled = self.clip_cond_proj(clip.mean(dim=1)) + self.text_cond_proj(pooled_text)
+
+        device, clip_length = clip.device, clip.shape[1]
+        return Conditions(
+            clip=clip.float(),
+            text=text.float(),
+            sync=sync,
+            pooled=self.global_cond_mlp(pooled)[:, None].float(),
+            latent_rotary=rotary_table(latent_length, self._head_dim, device),
+            clip_rotary=rotary_table(clip_length, self._head_dim, device, latent_length / clip_length),
+        )
+
+    def forward(self, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        """Velocity ``(B, C, T)`` float32 of ``latents (B, C, T)`` at the family's ``timestep (B,)``."""
+        global_condition = self.t_embed(timestep)[:, None] + conditions.pooled  # (B, 1, D)
+        latent_condition = F.silu(global_condition + conditions.sync).to(self.dtype)  # (B, T, D)
+        global_condition = F.silu(global_condition).to(self.dtype)
+
+        x = self.audio_input_proj(latents.transpose(1, 2).to(self.dtype)).float()  # (B, T, D)
+        streams = (x, conditions.clip, conditions.text)
+        for block in self.joint_blocks:
+            streams = block(
+                streams,
+                (latent_condition, global_condition, global_condition),
+                (conditions.latent_rotary, conditions.clip_rotary, None),
+            )
+        x = streams[0]
+        for block in self.fused_blocks:
+            x = block(x, latent_condition, conditions.latent_rotary)
+        velocity: Tensor = self.final_layer(
+            x, latent_condition if self._output_sees_sync else global_condition
+        )
+        return velocity.transpose(1, 2).float()
