@@ -36,7 +36,7 @@ SMALL = BigVGANConfig(6, 8, rates=(4, 2), kernels=(8, 4), bound="tanh", final_bi
 
 def published_shapes(network: BigVGAN) -> dict[str, tuple[int, ...]]:
     """Those that the file of a network of this size has, without filters."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes_of(network.state_dict()).items():
         if name.endswith(".weight"):
             shapes[f"{name}_g"] = (shape[0], 1, 1)
@@ -118,11 +118,12 @@ def test_both_spellings_of_weight_norm_and_folded_weights_give_the_same_network(
 def test_folding_is_that_of_pytorch_for_transposed_convolutions_too():
     with pytest.warns(FutureWarning):
         reference = torch.nn.utils.weight_norm(torch.nn.ConvTranspose1d(4, 3, 8, 4), dim=0)
-    reference.weight_g.data *= torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
+    reference.get_parameter("weight_g").data *= torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
     state = {f"ups.0.0.{name}": tensor for name, tensor in reference.state_dict().items()}
     sound = torch.randn(1, 4, 5)
     weight = network_tensors(state)["ups.0.0.weight"]
-    got = torch.nn.functional.conv_transpose1d(sound, weight, reference.bias.detach(), stride=4)
+    bias = reference.get_parameter("bias").detach()
+    got = torch.nn.functional.conv_transpose1d(sound, weight, bias, stride=4)
     assert_close(got, reference(sound).detach())
 
 

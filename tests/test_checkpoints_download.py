@@ -465,7 +465,7 @@ def test_a_shard_with_a_name_of_its_own_is_not_one(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     for name in ("../outside", "model-1-of-2/../x.safetensors", "model-*-of-1.safetensors", 7):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
-        with pytest.raises(WeightsError, match="which is no shard|no weight_map of file names"):
+        with pytest.raises(WeightsError, match=r"which is no shard|no weight_map of file names"):
             shards_of(index)
     index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
     assert shards_of(index) == {"model-00001-of-00001.safetensors"}

@@ -143,7 +143,7 @@ def test_every_block_condition_and_table(networks, kind):
         **{f"joint_blocks.{place}": block for place, block in enumerate(network.joint_blocks)},
         **{f"fused_blocks.{place}": block for place, block in enumerate(network.fused_blocks)},
     }
-    seen = {}
+    seen: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
         for name, module in watched.items()
