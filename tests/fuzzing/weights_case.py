@@ -23,6 +23,12 @@ from thinksound.checkpoints.registry import weight_file
 
 LAYOUTS = ("model.safetensors", "sharded safetensors", "pytorch_model.bin", "legacy bin", "sharded bin")
 
+_CONTENTS: dict[str, Callable[[], object]] = {
+    "thinksound_light": published.mmdit_tensors,
+    "vae": lambda: published.trainer_checkpoint(published.vae_tensors()),
+    "synchformer": published.synchformer_tensors,
+}
+
 
 def make_weights(folder: Path, key: str, rng: random.Random) -> str:
     """Write a weights folder with the files of ``key``, one of them damaged; returns what was damaged."""
@@ -42,8 +48,7 @@ def make_weights(folder: Path, key: str, rng: random.Random) -> str:
             (folder / file.path).unlink()
             victims = [folder / file.converted_path]
         elif way < 0.4:
-            tensors = torch.load(folder / file.path, weights_only=False)
-            torch.save(tensors, folder / file.path, _use_new_zipfile_serialization=False)
+            torch.save(_CONTENTS[key](), folder / file.path, _use_new_zipfile_serialization=False)
     if rng.random() < 0.1:
         checksums.record(folder, victims)
         victims = [folder / checksums.TABLE]
