@@ -463,6 +463,11 @@ def test_control_characters_of_names_are_escaped_and_letters_kept(tmp_path: Path
     assert r"\x1b[2J\n\u202e\u2028\x9b\udcff 雨音 ünï 👩" + "\u200d🎤.mkv: no such file" in str(caught.value)
 
 
+def test_a_message_keeps_both_ends_of_what_is_endless() -> None:
+    message = str(MediaError(f"{'a' * 5000}: no such file"))
+    assert len(message) < 1600 and message.startswith("aaa") and message.endswith("aaa: no such file")
+
+
 def test_names_of_attachments_are_escaped(tmp_path: Path) -> None:
     path = make.render(tmp_path / "plain.mkv")
     with av.open(path) as source, av.open(tmp_path / "named.mkv", "w") as output:

@@ -18,17 +18,25 @@ import re
 # and surrogates, which stand for bytes of file names that are no text.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_LONGEST = 1500  # characters of a line of a message
+
 
 def printable(text: str) -> str:
     """A text as one line that no terminal takes for a command; letters, signs and emoji stay as they are."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def _line(text: str) -> str:
+    """A line of a message: of what a library quotes from a file, or of an endless path, both ends."""
+    text = printable(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} … {text[-300:]}"
+
+
 class ThinkSoundError(Exception):
     """Base of all errors whose message is meant for the user."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return _line(super().__str__())
 
 
 class InputError(ThinkSoundError, ValueError):
@@ -56,7 +64,7 @@ class WeightsError(ThinkSoundError):
     """Weight files are missing, damaged, or belong to another network."""
 
     def __str__(self) -> str:  # a list of missing files has a line for each
-        return "\n".join(printable(line) for line in Exception.__str__(self).split("\n"))
+        return "\n".join(map(_line, Exception.__str__(self).split("\n")))
 
 
 class PlacementError(ThinkSoundError):
