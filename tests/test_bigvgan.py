@@ -30,6 +30,8 @@ from thinksound.models.bigvgan import (
     network_tensors,
 )
 
+pytestmark = pytest.mark.slow
+
 RATES = {"16k": (BIGVGAN_16K, "best_netG.pt", 784), "44k": (BIGVGAN_44K, "bigvgan_generator.pt", 783)}
 SMALL = BigVGANConfig(6, 8, rates=(4, 2), kernels=(8, 4), bound="tanh", final_bias=True)
 

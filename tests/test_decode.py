@@ -540,6 +540,7 @@ def test_an_incomplete_file_says_how_much_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
+@pytest.mark.slow
 def test_memory_is_that_of_the_pictures_kept(tmp_path: Path) -> None:
     """60 pictures in 4K take 750 MB as decoded, and those chosen 620 MB as RGB."""
     still = np.random.default_rng(0).integers(0, 255, (2160 // 16, 3840 // 16, 3), dtype=np.uint8)

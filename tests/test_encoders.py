@@ -27,6 +27,8 @@ from thinksound.encoders.t5 import T5Text, build_t5
 from thinksound.models.synchformer import Synchformer
 from thinksound.rates import SYNC_SEGMENT, SYNC_STRIDE
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -24,6 +24,8 @@ from thinksound.synthetic.scene import pan_of
 from thinksound.synthetic.seeds import JUDGES
 from thinksound.synthetic.sound import constant_power, synthesise
 
+pytestmark = pytest.mark.slow
+
 LATENT_RATE = 31.25
 T = np.arange(4 * RATE) / RATE
 

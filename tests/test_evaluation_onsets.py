@@ -20,6 +20,8 @@ from thinksound.synthetic.scene import Scene
 from thinksound.synthetic.seeds import JUDGES
 from thinksound.synthetic.sound import synthesise
 
+pytestmark = pytest.mark.slow
+
 
 def impulsive_scenes(count):
     seeds = iter(JUDGES)

@@ -26,6 +26,8 @@ from thinksound.synthetic.kinds import KINDS
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.seeds import JUDGES
 
+pytestmark = pytest.mark.slow
+
 LATENT_RATE = 31.25
 SEEDS = range(JUDGES.stop - 32, JUDGES.stop)
 

@@ -43,6 +43,8 @@ from thinksound.evaluation.tagger import Tagger, load_tagger
 from thinksound.models.synchformer_audio import SpectrogramTransformer
 from thinksound.models.synchformer_offset import SynchformerOffset
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def small_offset() -> SynchformerOffset:

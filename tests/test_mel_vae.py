@@ -30,6 +30,8 @@ from thinksound.models.mel_vae import (
     network_tensors,
 )
 
+pytestmark = pytest.mark.slow
+
 RATES = {"16k": (MEL_16K, MEL_VAE_16K, "v1-16.pth"), "44k": (MEL_44K, MEL_VAE_44K, "v1-44.pth")}
 SMALL = MelVAEConfig(mel_bands=5, latent_dim=3, channels=8)
 

@@ -29,6 +29,8 @@ from thinksound.sampling.sample import draw_noise
 from thinksound.sampling.schedule import turned_flow_times
 from thinksound.sampling.solvers import euler
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "parity" / "mmaudio"
 PUBLISHED = {
     "small_16k": SMALL_16K,

@@ -23,6 +23,8 @@ from thinksound.media.decode import DecodedVideo, decode_video
 from thinksound.media.mux import MuxResult, _decoding_times, _output_time_base, mux
 from thinksound.rates import MAX_DURATION_S, audio_sample_count
 
+pytestmark = pytest.mark.slow
+
 CLIPS = sorted(path.name for path in (Path(__file__).parent / "parity" / "features" / "clips").iterdir())
 NOT_COPIED = ["gif_10_1p2s.gif", "interl.mpg", "avi_h264_b.avi", "avi_mpeg4_b.avi"]
 TOO_SHORT = "one_frame_25.mp4"

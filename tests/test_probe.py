@@ -528,6 +528,7 @@ for megabytes in map(int, sys.argv[2:]):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's accounts")
+@pytest.mark.slow
 def test_a_lack_of_memory_is_never_called_damage_and_drops_no_frame(tmp_path: Path) -> None:
     path = make.render(tmp_path / "good.mp4", size=(1280, 720), frames=20)
     command = [sys.executable, "-c", LOW_MEMORY, str(path), *map(str, (8, 24, 40, 64, 1024))]

@@ -33,6 +33,8 @@ from thinksound.synthetic.stream import encoder_pictures
 from thinksound.synthetic.texts import describe
 from thinksound.training.sources import read_table
 
+pytestmark = pytest.mark.slow
+
 RATE = 16000
 IMPULSIVE = [name for name, kind in KINDS.items() if kind.impulsive]
 MAGENTA = (255, 0, 255)

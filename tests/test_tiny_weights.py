@@ -28,6 +28,8 @@ from thinksound.synthetic.seeds import MEASURED
 from thinksound.synthetic.texts import describe
 from thinksound.training.tiny import make_tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "weights" / "tiny"
 CPU = torch.device("cpu")

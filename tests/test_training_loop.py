@@ -26,6 +26,8 @@ from thinksound.training.loop import (
 )
 from thinksound.training.record import RUN, declare_run, read_run
 
+pytestmark = pytest.mark.slow
+
 
 def weight_of(networks: Mapping[str, nn.Module], name: str = "risen") -> Tensor:
     weights = networks["weights"]
