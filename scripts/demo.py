@@ -13,8 +13,8 @@ import numpy as np
 
 import thinksound
 from thinksound.commands.arguments import as_typed, number, whole
-from thinksound.evaluation.onsets import detect_onsets, match_onsets, true_onsets
-from thinksound.evaluation.plot import plot_sound
+from thinksound.evaluation.made.onsets import detect_onsets, match_onsets, true_onsets
+from thinksound.evaluation.made.plot import plot_sound
 from thinksound.media.files import make_folder
 from thinksound.synthetic.clips import write_clip
 from thinksound.synthetic.make import make_scene

@@ -23,8 +23,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from clips import render  # noqa: E402
-from server import COG_FOLDERS, Loopback, Server, data_url  # noqa: E402
+from support.clips import render  # noqa: E402
+from support.server import COG_FOLDERS, Loopback, Server, data_url  # noqa: E402
 
 # Stage of the log after which a request is cancelled; "fetch" has none, and "mux" follows the last step.
 STAGES = ("fetch", "decode", "metaclip", "synchformer", "sample", "mux")

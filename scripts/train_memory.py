@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from thinksound.data.shards import Layout
 from thinksound.models.mmdit import MMDiT
 from thinksound.presets import LIGHT
 from thinksound.training.flow import recompute_blocks
 from thinksound.training.lora import TARGETS, LoRAOptions
-from thinksound.training.shards import Layout
 
 DURATION_S = 9.0
 GB = 1e9

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from thinksound.commands.progress import Bars
 from thinksound.errors import ThinkSoundError
-from thinksound.training import recipe
 from thinksound.training.log import LOG
 from thinksound.training.processes import joined
+from thinksound.training.tiny import recipe
 
 # What does not need each other runs side by side; within a line, one after the other. A stage that stands
 # alone is shared by all processes.

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from listeners import write_ast, write_clap
-
-PARITY = Path(__file__).parent / "parity"
-CLIPS = PARITY / "features" / "clips"
+from support.listeners import write_ast, write_clap
+from support.paths import CLIPS, PARITY
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from support.paths import ROOT
 
 from thinksound.errors import InputError, OutputError
-from thinksound.evaluation.plot import plot_sound
+from thinksound.evaluation.made.plot import plot_sound
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 RATE = 16_000
 
 

@@ -11,12 +11,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 import thinksound
 from thinksound.cli import build_parser
 from thinksound.presets import LIGHT, TINY
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "thinksound"
 
 # Each may import only what stands before it, and itself.
@@ -34,6 +34,7 @@ ORDER = [
     {"pipeline"},
     {"serving"},
     {"synthetic"},
+    {"data"},
     {"training"},
     {"evaluation"},
     {"commands"},
@@ -144,11 +145,28 @@ def test_scripts_are_short_executable_and_listed():
         assert f"`{script.name}" in listed, f"{script.name} is not in scripts/README.md"
 
 
-def test_readme_tree_names_every_module():
-    readme = (ROOT / "README.md").read_text()
-    for path in PACKAGE.rglob("*.py"):
-        if path.name not in ("__init__.py", "__main__.py"):
-            assert str(path.relative_to(ROOT)).removeprefix("thinksound/") in readme, path
+def subpackages(folder: Path) -> set[str]:
+    return {path.parent.name for path in folder.glob("*/__init__.py")}
+
+
+def test_readme_tree_names_every_folder_of_the_package():
+    tree = (ROOT / "README.md").read_text().split("## What is where")[1].split("```")[1]
+    package, tests = tree.split("\nthinksound/\n")[1].split("\ntests/")
+    lines = {name: line for line in package.splitlines() for name in re.findall(r"(\w+)/ ", line)}
+    nested = {name: subpackages(PACKAGE / name) for name in subpackages(PACKAGE)}
+    assert set(lines) == set(nested) | set().union(*nested.values())
+    for name, inner in nested.items():
+        assert all(f" {each}/ " in lines[name] for each in inner), f"{name}/ holds {inner}"
+    assert all(f" {path.name}/ " in tests for path in (ROOT / "tests" / "support", ROOT / "tests" / "parity"))
+
+
+def test_each_folder_of_tests_is_named_after_one_of_the_package():
+    others = {"support", "parity", "fuzzing", "__pycache__"}
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - others
+    assert folders <= subpackages(PACKAGE), f"{folders - subpackages(PACKAGE)}: not a folder of the package"
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    twice = {name for name in names if names.count(name) > 1}
+    assert not twice, f"{twice}: pytest imports test files by their names alone"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/http.md"])

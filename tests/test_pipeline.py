@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from support.paths import CLIPS, ROOT
 
 import thinksound
 from thinksound.media.decode import decode_video
@@ -20,7 +20,6 @@ from thinksound.request import MAX_SEED, Options
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 FAST = Options(num_inference_steps=2, seed=3)
 
 
@@ -63,7 +62,7 @@ def test_older_names_of_options_go_on_working(pipeline, clips):
     assert thinksound.load("tiny", devices="cpu", dtype=torch.float32).placement.plan.devices["t5"] == "cpu"
 
 
-VIDEO = Path(__file__).parent / "parity" / "features" / "clips" / "cfr25_1p0s.mp4"
+VIDEO = CLIPS / "cfr25_1p0s.mp4"
 load: Any = thinksound.load  # called with what its annotations forbid
 
 MISUSE = {

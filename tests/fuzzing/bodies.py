@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from server import Server, data_url
+from support.server import Server, data_url
 
 from fuzzing.mutations import BYTES, mutate_json, odd_value
 from fuzzing.pool import Ending

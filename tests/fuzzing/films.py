@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import av
-import clips as make
-
-REFERENCE = Path(__file__).parents[1] / "parity" / "features" / "clips"
+from support import clips as make
+from support.paths import CLIPS
 
 
 def render_films(folder: Path) -> list[Path]:
@@ -19,7 +18,7 @@ def render_films(folder: Path) -> list[Path]:
     for suffix in ("mkv", "flv", "ts", "mov", "nut"):
         films.append(make.remux(folder / "b.mp4", folder / f"copy.{suffix}"))
     films.append(_tagged(folder / "sound.mkv", folder / "tagged.mkv"))
-    return films + sorted(path for path in REFERENCE.iterdir() if path.stat().st_size < 150_000)
+    return films + sorted(path for path in CLIPS.iterdir() if path.stat().st_size < 150_000)
 
 
 _B_FRAMES = {"preset": "ultrafast", "bf": "3", "g": "12"}

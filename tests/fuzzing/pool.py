@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.paths import ROOT
+
 CLEAN = ("result", "error")
 START_S = 300.0  # imports, on a machine that is busy
-
-_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Child:
         if self._process is None:
             environment = {
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join((str(_ROOT), str(_ROOT / "tests"))),
+                "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
                 "MALLOC_ARENA_MAX": "1",  # an arena for each thread would count as memory
                 "OMP_NUM_THREADS": "1",
                 "HF_HUB_OFFLINE": "1",

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import published
 import torch
+from support import published
 
 from fuzzing import WrongResult
 from fuzzing.mutations import BYTES, flip_bits, mutate_json, odd_value

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..evaluation.rows import table_rows
+from ..evaluation.made.rows import table_rows
 from ..request import CFG_SCALE, STEPS
 from . import evaluate_folder
 from .arguments import add_model, add_weights_dir, part, whole, within
@@ -104,8 +104,8 @@ def _add_judges(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_made(arguments: argparse.Namespace) -> None:
     # What can be wrong in a moment is looked at before the networks are loaded.
-    from ..evaluation.judges import judges_folder, load_judges
-    from ..evaluation.made import EvaluationOptions, evaluate_made
+    from ..evaluation.made.evaluate import EvaluationOptions, evaluate_made
+    from ..evaluation.made.judges import judges_folder, load_judges
 
     options = EvaluationOptions(
         splits=tuple(arguments.split or ("standard", "hard")),
@@ -138,8 +138,8 @@ def run_made(arguments: argparse.Namespace) -> None:
 
 def run_judges(arguments: argparse.Namespace) -> None:
     from ..checkpoints.registry import default_weights_dir
-    from ..evaluation.judge_training import train_judges
-    from ..evaluation.judges import FOLDER
+    from ..evaluation.made.judge_training import train_judges
+    from ..evaluation.made.judges import FOLDER
 
     weights: Path = arguments.weights if arguments.weights is not None else default_weights_dir()
     bars = Bars(arguments.quiet)

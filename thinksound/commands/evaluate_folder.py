@@ -15,8 +15,8 @@ from .progress import Bars
 _LISTED = 20  # skipped clips that are shown; the result has all
 
 if TYPE_CHECKING:
-    from ..evaluation.folder import Evaluation
-    from ..training.sources import Skipped
+    from ..data.clips import Skipped
+    from ..evaluation.files.folder import Evaluation
 
 _DESCRIPTION = """\
 Score the sounds, or videos with sound, in GENERATED. Files belong together that have the same name before
@@ -79,8 +79,14 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..checkpoints.registry import default_weights_dir
-    from ..evaluation.folder import choose_metrics, evaluate_clips, load_networks, network_keys, write_results
-    from ..evaluation.pairing import find_clips
+    from ..evaluation.files.folder import (
+        choose_metrics,
+        evaluate_clips,
+        load_networks,
+        network_keys,
+        write_results,
+    )
+    from ..evaluation.files.pairing import find_clips
     from ..media.files import check_output
     from ..runtime.placement import detect_machine, make_plan, memory_errors
 

@@ -76,7 +76,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> None:
     # What can be wrong in a moment is looked at before the networks are loaded.
-    from ..training.sources import Source, made_sources, read_table
+    from ..data.clips import Source
+    from ..data.sources import made_sources
+    from ..data.tables import read_table
 
     if arguments.folder is None and not arguments.made:
         raise InputError("nothing to prepare: give FOLDER with --captions TABLE, or --made SPLIT:FIRST:COUNT")
@@ -95,8 +97,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.workers is not None and arguments.workers < 1:
         raise InputError(f"--workers {arguments.workers}: give 1 or more")
 
+    from ..data.prepare import SKIPPED, prepare_clips
     from ..pipeline import load
-    from ..training.prepare import SKIPPED, prepare_clips
 
     bars = Bars(arguments.quiet)
     try:

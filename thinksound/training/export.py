@@ -13,6 +13,7 @@ from ..checkpoints.convert import write_safetensors
 from ..checkpoints.load import fill
 from ..checkpoints.locate import describe_missing, is_complete, missing, published_path, read_metadata
 from ..checkpoints.registry import WeightFile, weight_file
+from ..data.sounds import FolderSounds
 from ..errors import InputError, OutputError
 from ..media.files import make_folder, whole_file
 from ..models.mmdit import MMDiT
@@ -23,8 +24,7 @@ from .loop import CHECKPOINT, read_checkpoint, trainable
 from .lora import ADAPTER, check_peft, merge_adapter
 from .record import read_run
 from .runs import Start, start_dit
-from .sounds import FolderSounds
-from .spectral_vae import standardise_spectrogram_vae
+from .tiny.spectral_vae import standardise_spectrogram_vae
 from .vae import latent_deviation, standardise
 
 _MADE_BY = "thinksound train"

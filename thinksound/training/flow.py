@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..data.shards import Batch, PreparedClips
 from ..errors import InputError
 from ..models.mmdit import MMDiT
 from ..models.oobleck import AudioVAE
 from .loop import Learner, Update, autocast, check_betas, check_least, check_positive
 from .processes import mean_over_processes
-from .shards import Batch, PreparedClips
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _VIDEO = torch.tensor([True, True, False, False])  # the conditions that come from pictures

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,11 +60,6 @@ def declare_run(folder: Path, essential: Mapping[str, Any], other: Mapping[str, 
         with whole_file(file) as temporary:
             temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
     return notes
-
-
-def short_hash(words: Iterable[str]) -> str:
-    """What tells two lists of words apart."""
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
 def read_run(folder: Path) -> dict[str, Any]:

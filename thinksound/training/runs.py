@@ -14,6 +14,9 @@ from ..checkpoints.load import load_file, load_mmdit, load_vae
 from ..checkpoints.locate import describe_missing, missing
 from ..checkpoints.registry import default_weights_dir
 from ..config import SpectrogramVAEConfig
+from ..data.clips import hash_of
+from ..data.shards import PreparedClips
+from ..data.sounds import FolderSounds
 from ..errors import InputError, WeightsError
 from ..media.files import make_folder
 from ..models.mmdit import MMDiT
@@ -26,11 +29,9 @@ from .log import check_tensorboard
 from .loop import Learner, LoopOptions, Progress, Report, Trainer, check_least, trainable
 from .lora import Adapter, LoRAOptions, check_peft
 from .processes import Process, joined
-from .record import declare_run, short_hash
+from .record import declare_run
 from .samples import SampleWriter
-from .shards import PreparedClips
-from .sounds import FolderSounds
-from .spectral_vae import SpectralVAELearner, SpectralVAEOptions, initialise_spectrogram_vae
+from .tiny.spectral_vae import SpectralVAELearner, SpectralVAEOptions, initialise_spectrogram_vae
 from .vae import VAELearner, VAEOptions, initialise_vae
 
 logger = logging.getLogger(__name__)
@@ -309,7 +310,7 @@ def _number_format(wish: str, device: torch.device) -> torch.dtype:
 def _identity(clips: PreparedClips) -> str:
     """What tells prepared clips apart, wherever they lie."""
     words = [str(clips.made_by.get("encoders")), str(clips.layout), *clips.names]
-    return f"{len(clips)} clips ({short_hash(words)})"
+    return f"{len(clips)} clips ({hash_of(words)[:12]})"
 
 
 def _essential(options: Any) -> dict[str, Any]:

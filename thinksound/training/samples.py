@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.shards import PreparedClips
 from ..media.audio import to_pcm16, write_wav
 from ..media.files import make_folder
 from ..models.mmdit import MMDiT
@@ -17,7 +18,6 @@ from ..presets import Preset
 from ..sampling.sample import sample_latents
 from .flow import given_features, to_device
 from .loop import autocast
-from .shards import PreparedClips
 
 STEPS = 24
 TRUTH = "truth"  # the clips' own sounds, through the VAE

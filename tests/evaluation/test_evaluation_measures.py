@@ -1,0 +1,167 @@
+"""Measures beside onsets: closed forms, and true sounds against broken ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from thinksound.evaluation.made.measures import (
+    TRACK_S,
+    Moments,
+    buzz_db,
+    decay_times,
+    flatness_db,
+    level,
+    level_correlation,
+    pan,
+    pan_moments,
+    pitch_agreement,
+    pitch_track,
+)
+from thinksound.evaluation.made.spectra import RATE
+from thinksound.synthetic.make import make_scene
+from thinksound.synthetic.scene import pan_of
+from thinksound.synthetic.seeds import JUDGES
+from thinksound.synthetic.sound import constant_power, synthesise
+
+pytestmark = pytest.mark.slow
+
+LATENT_RATE = 31.25
+T = np.arange(4 * RATE) / RATE
+
+
+def both(sound):
+    return np.stack([sound, sound]).astype(np.float32)
+
+
+def noise(seed=0, samples=4 * RATE):
+    return np.random.default_rng(seed).standard_normal((2, samples)).astype(np.float32)
+
+
+def scenes_of(kind, count):
+    found = []
+    for seed in JUDGES:
+        scene = make_scene("standard", seed)
+        if scene.sources[0].kind == kind:
+            found.append(scene)
+            if len(found) == count:
+                return found
+    raise AssertionError
+
+
+def test_correlation_is_pearsons_and_adds_up_over_clips():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(300)
+    y = 0.6 * x + rng.standard_normal(300)
+    weights = rng.integers(1, 4, 300)
+    whole = Moments.of(x, y, weights.astype(float))
+    repeated = np.repeat(x, weights), np.repeat(y, weights)
+    assert whole.correlation == pytest.approx(np.corrcoef(*repeated)[0, 1], abs=1e-9)
+    parts = [
+        Moments.of(x[part], y[part], weights[part].astype(float)) for part in (slice(0, 100), slice(100, 300))
+    ]
+    assert sum(parts, Moments()).correlation == pytest.approx(whole.correlation, abs=1e-9)
+    assert Moments.of(x, np.ones(300), np.ones(300)).correlation == 0
+    assert Moments().correlation == 0
+
+
+def test_a_level_is_the_rms_and_follows_the_truth_whatever_the_gain():
+    assert level(both(0.5 * np.sin(2 * np.pi * 500 * T)))[50] == pytest.approx(0.5, rel=0.02)
+    swell = np.sin(np.pi * T / 4) ** 2
+    sound, true = noise(0) * swell, noise(1) * swell
+    assert level_correlation(0.01 * sound, true) > 0.97
+    assert level_correlation(noise(0) * (1 - swell), true) < -0.9
+    assert level_correlation(np.zeros_like(true), true) == 0
+
+
+@pytest.mark.parametrize("kind", ["engine", "rain", "slide"])
+def test_true_levels_follow_the_controls_and_those_of_another_clip_do_not(kind):
+    scenes = scenes_of(kind, 4)
+    true = [synthesise(scene, RATE) for scene in scenes]
+    for scene, waveform in zip(scenes, true, strict=True):
+        times = (np.arange(len(level(waveform))) + 0.5) * TRACK_S
+        control = scene.sources[0].control.at(times)
+        assert Moments.of(level(waveform), control, np.ones(len(times))).correlation > 0.8
+    assert np.mean([level_correlation(true[i - 1], true[i]) for i in range(4)]) < 0.6
+
+
+@pytest.mark.parametrize("place", [-1.0, -0.4, 0.0, 0.7])
+def test_a_pan_is_read_back_by_the_law_that_set_it(place):
+    panned = (constant_power(place)[:, None] * noise()[0]).astype(np.float32)
+    assert pan(panned)[20] == pytest.approx(place, abs=1e-5)
+
+
+def test_true_pans_follow_the_picture_and_swapped_channels_contradict_it():
+    moving = scenes_of("ball", 6) + scenes_of("footsteps", 6)
+    followed = swapped = Moments()
+    for scene in moving:
+        true = synthesise(scene, RATE)
+        times = (np.arange(len(level(true))) + 0.5) * TRACK_S
+        truth = np.asarray(pan_of(scene.sources[0].x.at(times)))
+        followed += Moments.of(pan(true), truth, level(true) / level(true).sum())
+        swapped += pan_moments(true[::-1], true)
+    assert followed.correlation > 0.9
+    assert swapped.correlation == pytest.approx(-1, abs=1e-6)
+
+
+def test_noise_does_not_buzz_and_repeated_noise_does():
+    for seed in range(5):
+        assert abs(buzz_db(noise(seed), LATENT_RATE)) < 3
+    assert buzz_db(np.tile(noise(0, 512), 125), LATENT_RATE) > 25
+    assert buzz_db(np.zeros((2, RATE), dtype=np.float32), LATENT_RATE) == 0
+
+
+def test_a_buzz_counts_at_the_latent_rate_only():
+    def pulsing(rate):
+        return (noise() * (1 + 0.3 * np.sin(2 * np.pi * rate * T))).astype(np.float32)
+
+    assert buzz_db(pulsing(LATENT_RATE), LATENT_RATE) > 8
+    assert buzz_db(pulsing(20.0), LATENT_RATE) < 3
+    assert buzz_db(pulsing(21.5), 21.5) > 8
+
+
+def test_flatness_of_noise_is_its_closed_form_and_lines_are_not_flat():
+    # The geometric mean of exponentially distributed powers is exp(-Euler's constant) of their mean.
+    assert flatness_db(noise()) == pytest.approx(-10 * np.euler_gamma / np.log(10), abs=0.1)
+    assert flatness_db(0.01 * noise()) == pytest.approx(flatness_db(noise()), abs=1e-3)
+    assert flatness_db(np.tile(noise(0, 512), 125)) < -20
+    assert flatness_db(np.zeros((2, RATE), dtype=np.float32)) == 0
+
+
+@pytest.mark.parametrize("t60", [0.15, 0.6, 1.2])
+def test_a_ring_down_takes_a_third_of_its_t60_to_fall_by_20_db(t60):
+    ring = np.where(T >= 1, np.sin(2 * np.pi * 900 * T) * 10 ** (-3 * (T - 1) / t60), 0)
+    found = decay_times(both(ring), np.array([1.0]), np.array([1.0]))
+    assert found == pytest.approx([t60 / 3], abs=0.02)
+
+
+def test_a_ring_down_that_lasts_gets_its_span_and_silence_gets_none():
+    steady = both(np.sin(2 * np.pi * 900 * T))
+    assert decay_times(steady, np.array([1.0]), np.array([0.5])) == pytest.approx([0.5], abs=0.06)
+    assert decay_times(np.zeros_like(steady), np.array([1.0]), np.array([0.5])).tolist() == [0]
+
+
+def test_pitch_is_found_whatever_its_harmonics_and_followed_when_it_glides():
+    def tone(hz, shares):
+        phase = 2 * np.pi * np.cumsum(np.broadcast_to(hz, T.shape)) / RATE
+        return both(sum(share * np.sin(k * phase) for k, share in enumerate(shares, 1)))
+
+    for hz in (110.0, 197.0, 390.0):
+        for shares in ([1.0], [1.0, 0.5, 0.33], [0.6, 1.0, 0.5, 0.4]):
+            assert pitch_agreement(pitch_track(tone(hz, shares), 90, 440), np.full(201, hz)) > 0.97
+    glide = np.linspace(120, 380, len(T))
+    found = pitch_track(tone(glide, [1.0, 0.5, 0.33]), 90, 440)
+    true = np.interp(np.arange(len(found)) * TRACK_S, T, glide)
+    assert pitch_agreement(found, true) > 0.95
+    assert pitch_agreement(found * 2, true) == 0
+    assert pitch_agreement(np.array([103.0, 106.0]), np.array([100.0, 100.0])) == 0.5
+
+
+def test_true_engines_are_in_tune_and_other_engines_are_not():
+    scenes = scenes_of("engine", 4)
+    tracks = [pitch_track(synthesise(scene, RATE), 90, 440) for scene in scenes]
+    truths = [scene.sources[0].control.at(np.arange(len(tracks[0])) * TRACK_S) for scene in scenes]
+    own = [pitch_agreement(track, truth) for track, truth in zip(tracks, truths, strict=True)]
+    other = [pitch_agreement(tracks[i - 1], truths[i]) for i in range(4)]
+    assert min(own) > 0.9
+    assert max(other) < 0.5

@@ -1,0 +1,180 @@
+"""Scores of clips: the truth is perfect, what is broken shows where it should, and rows add up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from thinksound.checkpoints.registry import repository_weights_dir
+from thinksound.evaluation.made.judges import judges_folder, load_judges
+from thinksound.evaluation.made.measures import Moments
+from thinksound.evaluation.made.onsets import OnsetMatch
+from thinksound.evaluation.made.rows import table_rows
+from thinksound.evaluation.made.scores import (
+    MEASURES,
+    ClipScores,
+    HeardMaterial,
+    Reference,
+    score_clip,
+    summarise,
+)
+from thinksound.evaluation.made.spectra import RATE
+from thinksound.evaluation.made.table import markdown_table
+from thinksound.synthetic.kinds import KINDS
+from thinksound.synthetic.make import make_scene
+from thinksound.synthetic.seeds import JUDGES
+
+pytestmark = pytest.mark.slow
+
+LATENT_RATE = 31.25
+SEEDS = range(JUDGES.stop - 32, JUDGES.stop)
+
+
+@pytest.fixture(scope="module")
+def judges():
+    return load_judges(judges_folder(repository_weights_dir()))
+
+
+@pytest.fixture(scope="module")
+def references():
+    return [Reference.of(make_scene("standard", seed)) for seed in SEEDS]
+
+
+def measured(judges, references, change=lambda waveform: waveform):
+    scores = []
+    for reference in references:
+        waveform = np.ascontiguousarray(change(reference.waveform))
+        scores.append(score_clip(reference, waveform, judges.listen(waveform), LATENT_RATE))
+    return summarise(scores, "standard")
+
+
+@pytest.fixture(scope="module")
+def truth(judges, references):
+    return measured(judges, references)
+
+
+def test_the_truth_scores_full_marks(truth):
+    assert truth["onset_f1_50"] >= 0.99
+    assert truth["onset_f1_50_learned"] >= 0.99
+    assert truth["kind"] >= 0.95
+    assert truth["material"] >= 0.9
+    assert truth["pan"] == pytest.approx(1)
+    assert truth["level_engine_rain"] == truth["level_slide"] == pytest.approx(1)
+    assert truth["buzz_db"] == truth["flatness_db"] == 0
+    assert truth["decay_ratio"] == pytest.approx(1)
+    assert truth["decay_error"] == 0
+    assert truth["pitch"] >= 0.9
+    assert {each.key for each in MEASURES} - set(truth) == {"caption", "caption_against_color"}
+
+
+def test_each_defect_shows_in_its_measure(judges, references, truth):
+    late = measured(judges, references, lambda sound: np.roll(sound, round(0.3 * RATE), axis=1))
+    assert late["onset_f1_100"] < 0.5
+    assert late["pitch"] < truth["pitch"] - 0.2
+    swapped = measured(judges, references, lambda sound: sound[::-1])
+    assert swapped["pan"] == pytest.approx(-1, abs=1e-3)
+    assert swapped["onset_f1_50"] == truth["onset_f1_50"]
+
+    pulse = 1 + 0.4 * np.sin(2 * np.pi * LATENT_RATE * np.arange(4 * RATE) / RATE)
+    assert measured(judges, references, lambda sound: (sound * pulse).astype(np.float32))["buzz_db"] > 3
+    gate = np.tile(np.linspace(1, 0, round(0.1 * RATE)), 40).astype(np.float32)
+    assert measured(judges, references, lambda sound: sound * gate)["decay_error"] > 0.2
+
+
+def test_silence_scores_nothing_and_breaks_nothing(judges, references):
+    silent = measured(judges, references, np.zeros_like)
+    assert silent["onset_f1_100"] == 0
+    assert silent["level_engine_rain"] == silent["pan"] == 0
+    assert all(np.isfinite(value) for value in silent.values())
+
+
+def test_contradicting_texts_name_another_material_wherever_there_is_a_choice():
+    contradicted = 0
+    for split in ("standard", "hard"):
+        for seed in SEEDS:
+            scene = make_scene(split, seed)
+            reference = Reference.contradicting(scene)
+            assert reference == Reference.contradicting(scene)
+            for source, material in zip(scene.sources, reference.materials, strict=True):
+                assert material in KINDS[source.kind].materials
+                assert (material == source.material) == (len(KINDS[source.kind].materials) == 1)
+                contradicted += material != source.material
+    assert contradicted > 60
+
+
+def test_a_contradicting_reference_sounds_like_what_the_texts_say(judges):
+    clips = [Reference.contradicting(make_scene("standard", seed)) for seed in SEEDS]
+    scores = [score_clip(each, each.waveform, judges.listen(each.waveform), LATENT_RATE) for each in clips]
+    obedience = summarise(scores, "standard", contradicted=True)
+    assert obedience["caption"] >= 0.9
+    assert obedience["caption_against_color"] >= 0.85
+    assert "material" not in obedience
+    true = [Reference.of(each.scene).waveform for each in clips]
+    scores = [
+        score_clip(each, sound, judges.listen(sound), LATENT_RATE)
+        for each, sound in zip(clips, true, strict=True)
+    ]
+    assert summarise(scores, "standard", contradicted=True)["caption"] < 0.1
+
+
+def clip(**changes):
+    return replace(
+        ClipScores(seed=0, kinds=("ball",), heard=("ball",), materials=(), pan=Moments()), **changes
+    )
+
+
+def test_rows_add_up_by_their_definitions():
+    heard = [
+        HeardMaterial("wood", "wood", True),
+        HeardMaterial("wood", "metal", False),
+        HeardMaterial("glass", "glass", False),
+    ]
+    clips = [
+        clip(
+            plain=(OnsetMatch(9, 10, 10), OnsetMatch(10, 10, 10)),
+            learned=(OnsetMatch(0, 10, 10), OnsetMatch(5, 10, 10)),
+            materials=(heard[0],),
+            decays=(2.0, 0.5),
+        ),
+        clip(
+            plain=(OnsetMatch(1, 1, 1), OnsetMatch(1, 1, 1)),
+            learned=(OnsetMatch(1, 1, 1), OnsetMatch(1, 1, 1)),
+            heard=("rain",),
+            materials=(heard[1],),
+        ),
+        clip(
+            kinds=("rain", "slide"),
+            heard=("rain", "ball"),
+            materials=(heard[2],),
+            levels={"rain": 0.5, "slide": 0.1},
+            buzz_db=4.0,
+        ),
+    ]
+    standard, hard = summarise(clips, "standard"), summarise(clips, "hard")
+    assert standard["onset_f1_50"] == pytest.approx(20 / 22)
+    assert hard["onset_f1_50"] == hard["onset_f1_50_learned"] == pytest.approx(2 / 22)
+    assert standard["kind"] == pytest.approx(2 / 4)
+    assert standard["material"] == pytest.approx(2 / 3)
+    assert standard["material_worst"] == 0.5
+    assert standard["level_engine_rain"] == 0.5
+    assert standard["level_slide"] == 0.1
+    assert standard["buzz_db"] == 4.0
+    assert standard["decay_ratio"] == pytest.approx(1)
+    assert standard["decay_error"] == pytest.approx(1)
+    assert "pitch" not in standard
+    obedience = summarise(clips, "standard", contradicted=True)
+    assert obedience["caption"] == pytest.approx(2 / 3)
+    assert obedience["caption_against_color"] == 1
+
+
+def test_a_table_has_the_rows_that_are_there_and_the_measures_they_have():
+    rows = table_rows(2.0, 24)
+    text = markdown_table(rows, {"generated": {"kind": 0.5}, "truth": {"kind": 1.0, "buzz_db": 0.25}})
+    assert text.splitlines() == [
+        "|  | kind | buzz, dB over truth |",
+        "| --- | --- | --- |",
+        "| truth | 1.000 | +0.2 |",
+        "| generated | 0.500 |  |",
+    ]

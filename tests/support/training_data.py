@@ -1,0 +1,45 @@
+"""Prepared clips with random features, for tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from thinksound.data.shards import Batch, Layout, ShardHeader, write_index, write_shard
+from thinksound.presets import TINY, Preset
+
+
+def random_batch(count: int, duration_s: float = 1.0, seed: int = 0, preset: Preset = TINY) -> Batch:
+    """Features as encoders give them: about one in size; every third clip has no pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    layout = Layout.of(preset, duration_s)
+
+    def draw(name: str) -> Tensor:
+        return torch.randn(count, *layout.shapes[name], generator=generator)
+
+    has_video = torch.arange(count) % 3 != 2
+    seen = has_video[:, None, None]
+    return Batch(
+        clip_features=draw("clip_features") * seen,
+        sync_features=draw("sync_features") * seen,
+        text_features=draw("text_features"),
+        t5_features=draw("t5_features"),
+        latent_mean=draw("latent_mean"),
+        latent_scale=draw("latent_scale") - 4,
+        has_video=has_video,
+    )
+
+
+def write_clips(
+    folder: Path, count: int, duration_s: float = 1.0, seed: int = 0, preset: Preset = TINY
+) -> Path:
+    """A prepared folder of one shard."""
+    folder.mkdir()
+    layout = Layout.of(preset, duration_s)
+    names = [f"clip {seed}-{index}" for index in range(count)]
+    header = ShardHeader(layout, "encoders", "sources", names, [])
+    write_shard(folder, 0, header, random_batch(count, duration_s, seed, preset))
+    write_index(folder, layout, {"encoders": "encoders"}, [names])
+    return folder

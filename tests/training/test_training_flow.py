@@ -1,0 +1,255 @@
+"""Training of the transformer: what it is shown, what it is asked for, and that it learns it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.training_data import random_batch, write_clips
+
+from thinksound.config import MMDiTConfig
+from thinksound.data.shards import PreparedClips
+from thinksound.errors import InputError
+from thinksound.models.mmdit import MMDiT
+from thinksound.presets import LIGHT, TINY, Preset
+from thinksound.sampling.sample import sample_latents
+from thinksound.sampling.schedule import flow_times
+from thinksound.sampling.solvers import euler
+from thinksound.training.flow import (
+    FlowLearner,
+    FlowOptions,
+    draw_dropped,
+    draw_times,
+    epoch_order,
+    given_features,
+    initialise_mmdit,
+    noisy,
+    recompute_blocks,
+)
+from thinksound.training.loop import LoopOptions, Trainer, Update, step_generator
+
+pytestmark = pytest.mark.slow
+
+SMALL: Preset = replace(
+    TINY,
+    mmdit=MMDiTConfig(
+        latent_dim=8,
+        clip_dim=16,
+        clip_text_dim=16,
+        sync_dim=24,
+        text_dim=32,
+        text_length=6,
+        hidden_dim=32,
+        depth=3,
+        fused_depth=1,
+        num_heads=2,
+    ),
+    vae=replace(TINY.vae, latent_dim=8),
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> PreparedClips:
+    return PreparedClips(write_clips(tmp_path_factory.mktemp("clips") / "prepared", 6, preset=SMALL))
+
+
+def small_network(seed: int = 0, recompute: bool = False) -> MMDiT:
+    """Values that are not at a start, so that every weight matters."""
+    network = MMDiT(SMALL.mmdit)
+    initialise_mmdit(network, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    if recompute:
+        recompute_blocks(network)
+    return network
+
+
+def weights_after_one_step(
+    clips: PreparedClips, options: FlowOptions, recompute: bool = False
+) -> torch.Tensor:
+    learner = FlowLearner(network := small_network(recompute=recompute), options, clips)
+    learner.train_step(3, step_generator(0, 3), Update(1.0))
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def test_the_way_that_is_taught_is_the_one_that_the_sampler_goes():
+    generator = torch.Generator().manual_seed(0)
+    clip, noise = torch.randn(2, 3, 8, 20, generator=generator).unbind()
+    times = torch.tensor([0.9, 0.5, 0.1])
+    state, velocity = noisy(clip, noise, times)
+    # Of the flow that ends in these clips, the velocity at a state is known exactly.
+    torch.testing.assert_close(velocity, (state - clip) / times[:, None, None])
+    arrived = euler(lambda latents, time: (latents - clip) / time, noise, flow_times(10), lambda step: None)
+    torch.testing.assert_close(arrived, clip)
+    at_ends = noisy(clip, noise, torch.tensor([0.0, 1.0, 0.0]))[0]
+    torch.testing.assert_close(at_ends, torch.stack([clip[0], noise[1], clip[2]]))
+
+
+def test_times_are_logit_normal():
+    times = draw_times(20_000, torch.Generator().manual_seed(0))
+    for quantile, deviations in ((0.0228, -2), (0.1587, -1), (0.5, 0), (0.8413, 1)):
+        expected = torch.sigmoid(torch.tensor(float(deviations)))
+        assert (times < expected).float().mean().item() == pytest.approx(quantile, abs=0.01)
+
+
+def test_conditions_are_dropped_as_often_as_asked():
+    dropped = draw_dropped(20_000, FlowOptions(drop_one=0.2, drop_all=0.1), torch.Generator().manual_seed(0))
+    assert dropped.shape == (20_000, 4)
+    assert dropped.float().mean(dim=0).tolist() == pytest.approx([1 - 0.8 * 0.9] * 4, abs=0.01)
+    assert dropped.all(dim=1).float().mean().item() == pytest.approx(0.1 + 0.9 * 0.2**4, abs=0.01)
+    # One by one: any two go together as chance has it.
+    pair = (dropped[:, 0] & dropped[:, 2]).float().mean().item()
+    assert pair == pytest.approx(0.1 + 0.9 * 0.2**2, abs=0.01)
+    nothing = draw_dropped(100, FlowOptions(drop_one=0, drop_all=0), torch.Generator().manual_seed(0))
+    assert not nothing.any()
+
+
+def test_what_is_absent_is_replaced_by_the_learned_empties():
+    network, batch = small_network(), random_batch(3, preset=SMALL)
+    assert batch.has_video.tolist() == [True, True, False]
+    dropped = torch.zeros(3, 4, dtype=torch.bool)
+    dropped[1, 3] = True
+    clip, sync, text, t5 = given_features(network, batch, dropped)
+    empty = network.empty_features(clip.shape[1], sync.shape[1])
+    assert torch.equal(clip[:2], batch.clip_features[:2]) and torch.equal(clip[2], empty[0][0])
+    assert torch.equal(sync[:2], batch.sync_features[:2]) and torch.equal(sync[2], empty[1][0])
+    assert torch.equal(text, batch.text_features)
+    assert torch.equal(t5[[0, 2]], batch.t5_features[[0, 2]]) and torch.equal(t5[1], empty[3][0])
+
+
+def test_empties_learn_where_something_is_absent(clips):
+    network = small_network()
+    learner = FlowLearner(network, FlowOptions(batch=6, drop_one=0.5), clips)
+    before = network.empty_clip_feat.detach().clone()
+    learner.train_step(0, step_generator(0, 0), Update(1.0))
+    assert not torch.equal(network.empty_clip_feat, before)
+
+
+def test_every_round_has_every_clip_once_in_another_order():
+    order = epoch_order(7, seed=1, start=0, length=21)
+    rounds = [order[start : start + 7] for start in (0, 7, 14)]
+    assert [sorted(each) for each in rounds] == [list(range(7))] * 3
+    assert len({tuple(each) for each in rounds}) == 3
+    # From anywhere the list goes on as it does from its start.
+    assert epoch_order(7, seed=1, start=5, length=9) == order[5:14]
+
+
+def test_the_loss_of_one_batch_goes_down(clips):
+    learner = FlowLearner(
+        small_network(), FlowOptions(batch=6, learning_rate=3e-3, drop_one=0, drop_all=0), clips
+    )
+    fixed = [learner.train_step(0, step_generator(0, 0), Update(1.0))["loss"] for _ in range(40)]
+    assert fixed[-1] < 0.5 * fixed[0]
+
+
+def test_training_leads_from_noise_to_the_clips(clips):
+    """Two clips that their captions tell apart: after training each caption leads to its own clip."""
+    network = small_network()
+    options = FlowOptions(batch=2, learning_rate=3e-3, drop_one=0, drop_all=0)
+    first_two = _Some(clips, 2)
+    learner = FlowLearner(network, options, first_two)
+    for step in range(80):
+        learner.train_step(step, step_generator(0, step), Update(1.0))
+    batch = first_two.batch([0, 1])
+    noise = torch.randn(batch.latent_mean.shape, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        found = sample_latents(network, given_features(network, batch), noise, 16, 1.0, lambda step: None)
+    distance = torch.cdist(found.flatten(1), batch.latent_mean.flatten(1))
+    assert distance[0, 0] < 0.6 * distance[0, 1]
+    assert distance[1, 1] < 0.6 * distance[1, 0]
+
+
+class _Some(PreparedClips):
+    """The first clips of a folder."""
+
+    def __init__(self, clips: PreparedClips, count: int) -> None:
+        super().__init__(clips.folder)
+        self.names = self.names[:count]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_a_step_in_parts_is_the_same_step(clips, parts):
+    whole = weights_after_one_step(clips, FlowOptions(batch=6))
+    torch.testing.assert_close(weights_after_one_step(clips, FlowOptions(batch=6, parts=parts)), whole)
+
+
+def test_what_is_computed_again_is_the_same(clips):
+    whole = weights_after_one_step(clips, FlowOptions(batch=3))
+    assert torch.equal(weights_after_one_step(clips, FlowOptions(batch=3), recompute=True), whole)
+    network = small_network(recompute=True)
+    assert list(network.state_dict()) == list(small_network().state_dict())
+
+
+def test_averages_of_recomputing_blocks_are_their_own(clips, tmp_path):
+    """A copy of a network whose blocks recompute must not compute with the original's blocks."""
+    learner = FlowLearner(network := small_network(recompute=True), FlowOptions(batch=2), clips)
+    trainer = Trainer(learner, LoopOptions(steps=1), tmp_path)
+    average = trainer.averages["dit"]
+    assert isinstance(average, MMDiT)
+    batch = random_batch(2, preset=SMALL)
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.zero_()
+        conditions = average.project(*given_features(average, batch), batch.latent_mean.shape[-1])
+        assert average(batch.latent_mean, torch.ones(2), conditions).abs().max() == 0
+        conditions = network.project(*given_features(network, batch), batch.latent_mean.shape[-1])
+        assert network(batch.latent_mean, torch.ones(2), conditions).abs().max() > 0
+
+
+def test_validation_is_the_same_every_time(clips):
+    network = small_network()
+    learner = FlowLearner(network, FlowOptions(batch=2), clips, clips)
+    loss = learner.validate({"dit": network})["loss"]
+    assert learner.validate({"dit": network})["loss"] == loss
+    assert FlowLearner(network, FlowOptions(batch=2), clips).validate({"dit": network}) == {}
+
+
+def test_products_in_bfloat16_stay_close_and_leave_weights_in_float32(clips):
+    whole = weights_after_one_step(clips, FlowOptions(batch=2))
+    half = weights_after_one_step(clips, FlowOptions(batch=2, dtype=torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, whole)
+    # AdamW's first step has the size of the learning rate, whichever way it goes.
+    torch.testing.assert_close(half, whole, atol=2.1 * 5e-5, rtol=1e-3)
+
+
+def test_a_fresh_network_gives_no_velocity_and_still_learns(clips):
+    network = MMDiT(SMALL.mmdit)
+    initialise_mmdit(network, 0)
+    batch = random_batch(2, preset=SMALL)
+    conditions = network.project(*given_features(network, batch), batch.latent_mean.shape[-1])
+    assert network(batch.latent_mean, torch.ones(2), conditions).abs().max() == 0
+    learner = FlowLearner(network, FlowOptions(batch=6, learning_rate=3e-3), clips)
+    for step in range(30):
+        learner.train_step(step, step_generator(0, step), Update(1.0))
+    assert learner.validate({"dit": network}) == {}
+    learner.validation = clips
+    fresh = MMDiT(SMALL.mmdit)
+    initialise_mmdit(fresh, 0)
+    assert learner.validate({"dit": network})["loss"] < 0.95 * learner.validate({"dit": fresh})["loss"]
+
+
+def test_clips_of_another_preset_are_refused(clips):
+    for preset in (TINY, LIGHT):
+        with pytest.raises(InputError, match="prepare the files again with --preset"):
+            clips.check(preset)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch", 0),
+        ("drop_one", 1.0),
+        ("drop_all", -0.1),
+        ("learning_rate", 0.0),
+        ("parts", 9),
+        ("betas", (0.9, 1.5)),
+        ("weight_decay", -1.0),
+    ],
+)
+def test_options_out_of_range_are_refused(name, value):
+    with pytest.raises(InputError, match=name):
+        FlowOptions(**{name: value})

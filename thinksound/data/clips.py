@@ -1,0 +1,54 @@
+"""What a training clip is, and what clips are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .shards import Layout
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What one training clip looks, sounds and reads like."""
+
+    name: str
+    clip_frames: Tensor | None  # uint8 (V, 224, 224, 3), 8 per second; None without video
+    sync_frames: Tensor | None  # uint8 (S', 224, 224, 3), 25 per second; None without video
+    waveform: Tensor  # float32 (2, A)
+    caption: str
+    cot: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A source, or a part of one, that gives no clip."""
+
+    name: str
+    reason: str
+
+
+class Source(Protocol):
+    """Something that clips are made of."""
+
+    @property
+    def name(self) -> str: ...
+
+    def identity(self) -> str:
+        """What the clips depend on: where it is the same, they need not be made again."""
+
+    def read(self, layout: Layout) -> Iterator[Clip | Skipped]:
+        """The clips, each as long as the layout says.
+
+        Raises:
+            ThinkSoundError: the source gives none.
+        """
+
+
+def hash_of(texts: Iterable[str]) -> str:
+    """The SHA-256 hash of a list of strings, as 64 hexadecimal digits."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

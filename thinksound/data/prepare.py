@@ -1,0 +1,352 @@
+"""Encode clips once, so that a training step costs the transformer alone.
+
+Sources are taken in groups of one shard; a shard depends on its own group alone. So an interrupted run
+goes on where it was, with the result of one that was not, and several processes can share a folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..encoders.sync import encode_sync
+from ..errors import InputError, ThinkSoundError
+from ..media.files import check_output, make_folder, whole_file
+from ..pipeline import Pipeline, Progress
+from ..presets import TINY, Preset
+from ..runtime.placement import memory_errors
+from ..synthetic.make import CLIP_S
+from .clips import Clip, Skipped, Source, hash_of
+from .shards import (
+    INDEX,
+    Batch,
+    Layout,
+    ShardHeader,
+    compact,
+    read_header,
+    shard_path,
+    write_index,
+    write_shard,
+)
+
+SKIPPED = "skipped.csv"
+SHARD_SIZE = 128  # sources
+MIN_CLIP_S, MAX_CLIP_S = 1.0, 60.0
+_GROUP = 8  # clips that are encoded together
+_VAE_SAMPLES = (
+    2**20
+)  # of sound in one call of the VAE's encoder: two published clips, or a group of tiny ones
+_TEXTS = 256  # remembered: the windows of a file, and captions that come again
+
+
+def training_duration(preset: Preset) -> float:
+    """Seconds of a training clip: as the published networks were trained, shorter for the tiny ones."""
+    return CLIP_S if preset == TINY else 9.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run of `prepare_clips` found in its folder at the end."""
+
+    clips: int
+    skipped: tuple[Skipped, ...]
+    shards: int  # finished
+    shards_wanted: int
+
+    @property
+    def complete(self) -> bool:
+        return self.shards == self.shards_wanted
+
+
+def prepare_clips(
+    pipeline: Pipeline,
+    sources: Sequence[Source],
+    folder: Path | str,
+    *,
+    duration_s: float | None = None,
+    shard_size: int = SHARD_SIZE,
+    part: tuple[int, int] = (1, 1),
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Encode the clips of ``sources`` into a folder for `shards.PreparedClips`.
+
+    Shards that are there already, made from the same sources, are kept.
+
+    Args:
+        pipeline: whose encoders are used.
+        sources: in the order of the clips.
+        folder: made if missing.
+        duration_s: of every clip; None is the preset's, see `training_duration`.
+        shard_size: sources of one shard.
+        part: (I, N) makes the I-th of N parts; when all are made, the folder is complete.
+        workers: threads that read ahead; None is 1 where a CPU encodes, else up to 8.
+        progress: called as ``progress("clips", done, total)``.
+
+    Raises:
+        InputError: the folder holds clips of other networks or of another length; nothing was usable.
+        OutputError: the folder cannot be written.
+        PlacementError: out of memory.
+    """
+    folder = Path(folder)
+    preset = pipeline.preset
+    if duration_s is None:
+        duration_s = training_duration(preset)
+    if not MIN_CLIP_S <= duration_s <= MAX_CLIP_S:
+        raise InputError(
+            f"duration_s {duration_s:g}: give {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s", option="duration_s"
+        )
+    layout = Layout.of(preset, float(duration_s))
+    groups = [sources[start : start + shard_size] for start in range(0, len(sources), shard_size)]
+    if not groups:
+        raise InputError("nothing to prepare: no files are named")
+    work = _Work(pipeline, layout, groups, folder)
+    make_folder(folder)
+    check_output(folder / INDEX)
+    todo = [number for number in work.missing() if number % part[1] == part[0] - 1]
+    if todo:
+        (folder / INDEX).unlink(missing_ok=True)
+    total = sum(len(groups[number]) for number in todo)
+    report = (lambda done: progress("clips", done, total)) if progress else (lambda done: None)
+    if workers is None:
+        on_cpu = pipeline.placement.plan.devices["synchformer"] == "cpu"
+        workers = 1 if on_cpu else min(8, os.cpu_count() or 1)
+    with memory_errors():
+        work.make(todo, workers, report)
+    return work.finish()
+
+
+class _Work:
+    """One folder to be filled."""
+
+    def __init__(
+        self, pipeline: Pipeline, layout: Layout, groups: Sequence[Sequence[Source]], folder: Path
+    ) -> None:
+        self._layout = layout
+        self._groups = groups
+        self._folder = folder
+        self._encoder = _Encoder(pipeline)
+        self._encoders = fingerprint(pipeline)
+        self._sources = [hash_of(source.identity() for source in group) for group in groups]
+
+    def missing(self) -> list[int]:
+        """The shards that are to be made.
+
+        Raises:
+            InputError: one that is there was made otherwise.
+        """
+        return [number for number in range(len(self._groups)) if self._header(number) is None]
+
+    def make(self, numbers: Sequence[int], workers: int, report: Callable[[int], None]) -> None:
+        """Make these shards; ``report`` is called with the sources done."""
+        wanted = [source for number in numbers for source in self._groups[number]]
+        with _read_ahead(wanted, self._layout, workers) as readings:
+            counted = _counted(readings, report)
+            for number in numbers:
+                self._make_shard(number, islice(counted, len(self._groups[number])))
+        report(len(wanted))
+
+    def _make_shard(self, number: int, readings: Iterator[list[Clip | Skipped]]) -> None:
+        skipped: list[Skipped] = []
+        clips = _usable(readings, skipped)
+        names: list[str] = []
+        batches: list[Batch] = []
+        while group := list(islice(clips, _GROUP)):
+            batch = self._encoder.encode(group, self._layout)
+            good = _finite(batch)
+            for clip, is_good in zip(group, good.tolist(), strict=True):
+                if is_good:
+                    names.append(clip.name)
+                else:
+                    skipped.append(Skipped(clip.name, "its features hold values that are not numbers"))
+            batches.append(compact(Batch(*(part[good] for part in _parts(batch)))))
+        header = ShardHeader(
+            self._layout,
+            self._encoders,
+            self._sources[number],
+            names,
+            [[each.name, each.reason] for each in skipped],
+        )
+        together = Batch(*map(torch.cat, zip(*map(_parts, batches), strict=True))) if names else None
+        batches.clear()
+        write_shard(self._folder, number, header, together)
+
+    def finish(self) -> Prepared:
+        """Write the list of what was skipped and, when every shard is there, the index."""
+        headers = [self._header(number) for number in range(len(self._groups))]
+        there = [header for header in headers if header is not None]
+        skipped = tuple(Skipped(name, reason) for header in there for name, reason in header.skipped)
+        names = [header.names for header in there]
+        clips = sum(map(len, names))
+        table = io.StringIO()
+        csv.writer(table).writerows([("name", "reason"), *((each.name, each.reason) for each in skipped)])
+        with whole_file(self._folder / SKIPPED) as temporary:
+            temporary.write_text(table.getvalue(), encoding="utf-8", newline="")
+        if len(there) == len(headers):
+            if not clips:
+                raise InputError(
+                    f"nothing could be prepared: {skipped[0].name}: {skipped[0].reason}"
+                    f"{f' (and {len(skipped) - 1} more)' if len(skipped) > 1 else ''}; "
+                    f"see {self._folder / SKIPPED}"
+                )
+            made_by = {"thinksound": __version__, "encoders": self._encoders}
+            write_index(self._folder, self._layout, made_by, names)
+        return Prepared(clips, skipped, len(there), len(headers))
+
+    def _header(self, number: int) -> ShardHeader | None:
+        """The header of a shard that is up to date; None where it has to be made."""
+        path = shard_path(self._folder, number)
+        header = read_header(path)
+        if header is None:
+            return None
+        if header.layout != self._layout:
+            raise InputError(
+                f"{self._folder}: holds clips of {header.layout.duration_s:g} s for {header.layout.preset}, "
+                f"wanted are {self._layout.duration_s:g} s for {self._layout.preset}; choose another folder"
+            )
+        if header.encoders != self._encoders:
+            raise InputError(
+                f"{self._folder}: holds clips that other weights of {self._layout.preset}, or the same in "
+                "another number format, have encoded; choose another folder"
+            )
+        return header if header.sources == self._sources[number] else None
+
+
+def fingerprint(pipeline: Pipeline) -> str:
+    """What tells the encoders of two pipelines apart: the first values of each of their tensors."""
+    networks = (
+        pipeline.metaclip.model,
+        pipeline.t5.model,
+        pipeline.synchformer,
+        pipeline.vae.encoder,
+    )
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            head = tensor.flatten()[:8].float().cpu().tolist()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {head}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _read_ahead(
+    sources: Sequence[Source], layout: Layout, workers: int
+) -> Iterator[Iterator[list[Clip | Skipped]]]:
+    """What each source gives, in order; a few are read by threads before they are asked for."""
+
+    def results() -> Iterator[list[Clip | Skipped]]:
+        pending: deque[Future[list[Clip | Skipped]]] = deque()
+        for source in sources:
+            pending.append(pool.submit(_read, source, layout))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    pool = ThreadPoolExecutor(workers, "read")
+    try:
+        yield results()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _counted(
+    readings: Iterator[list[Clip | Skipped]], report: Callable[[int], None]
+) -> Iterator[list[Clip | Skipped]]:
+    for done, reading in enumerate(readings):
+        report(done)
+        yield reading
+
+
+def _read(source: Source, layout: Layout) -> list[Clip | Skipped]:
+    try:
+        return list(source.read(layout))
+    except ThinkSoundError as error:
+        return [Skipped(source.name, str(error))]
+
+
+def _usable(readings: Iterator[list[Clip | Skipped]], skipped: list[Skipped]) -> Iterator[Clip]:
+    """The clips; the rest is appended to ``skipped``."""
+    for reading in readings:
+        for each in reading:
+            if isinstance(each, Clip):
+                yield each
+            else:
+                skipped.append(each)
+
+
+def _parts(batch: Batch) -> list[Tensor]:
+    return [getattr(batch, field.name) for field in fields(Batch)]
+
+
+def _finite(batch: Batch) -> Tensor:
+    """Which clips hold numbers only, (B,) bool."""
+    return torch.stack([part.flatten(1).isfinite().all(1) for part in _parts(batch)[:-1]]).all(0)
+
+
+class _Encoder:
+    """The encoders of a pipeline, for clips in groups: each network has its turn once per group."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._vae_device = pipeline.placement.plan.devices["vae"]
+        pipeline.vae.encoder.to(self._vae_device)  # generation leaves it where it was loaded
+        self._captions = _Remembered(lambda text: pipeline.metaclip.encode_text(text).cpu())
+        self._cots = _Remembered(lambda text: pipeline.t5.encode(text).cpu())
+
+    @torch.inference_mode()
+    def encode(self, clips: Sequence[Clip], layout: Layout) -> Batch:
+        """The features of clips of the layout's length."""
+        pipeline, placement = self._pipeline, self._pipeline.placement
+        seen = torch.tensor([clip.clip_frames is not None for clip in clips])
+        clip_features = torch.zeros(len(clips), *layout.shapes["clip_features"])
+        sync_features = torch.zeros(len(clips), *layout.shapes["sync_features"])
+        with placement.on_device("metaclip"):
+            text_features = torch.stack([self._captions(clip.caption) for clip in clips])
+            frames = [clip.clip_frames for clip in clips if clip.clip_frames is not None]
+            if frames:
+                encoded = pipeline.metaclip.encode_frames(torch.cat(frames)).cpu()
+                clip_features[seen] = encoded.unflatten(0, (len(frames), -1))
+        with placement.on_device("t5"):
+            t5_features = torch.stack([self._cots(clip.cot) for clip in clips])
+        with placement.on_device("synchformer"):
+            for row, clip in enumerate(clips):
+                if clip.sync_frames is not None:
+                    sync_features[row] = encode_sync(pipeline.synchformer, clip.sync_frames).cpu()
+        mean, scale = self._encode_sound(torch.stack([clip.waveform for clip in clips]))
+        return Batch(clip_features, sync_features, text_features, t5_features, mean, scale, seen)
+
+    def _encode_sound(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and raw scale of the latents, (B, C, T) each, of waveforms (B, 2, A)."""
+        size = max(1, _VAE_SAMPLES // waveforms.shape[2])
+        encoded = [self._pipeline.vae.encode(part.to(self._vae_device)) for part in waveforms.split(size)]
+        mean, scale = (torch.cat(parts).float().cpu() for parts in zip(*encoded, strict=True))
+        return mean, scale
+
+
+class _Remembered:
+    """A function of a text that keeps its latest results."""
+
+    def __init__(self, encode: Callable[[str], Tensor]) -> None:
+        self._encode = encode
+        self._results: dict[str, Tensor] = {}
+
+    def __call__(self, text: str) -> Tensor:
+        if text not in self._results:
+            if len(self._results) >= _TEXTS:
+                del self._results[next(iter(self._results))]
+            self._results[text] = self._encode(text)
+        return self._results[text]

@@ -1,0 +1,1 @@
+"""The field's metrics on folders of files."""

@@ -1,0 +1,1 @@
+"""Evaluation against the known truth of synthetic clips."""

@@ -1,0 +1,177 @@
+"""Evaluation on made data: held-out clips, every row of the table, measured against the known truth.
+
+Pictures and texts are encoded once, into the output folder. A row is finished when its file is there, so an
+interrupted evaluation goes on where it was, and several processes can share the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ... import __version__
+from ...data.prepare import fingerprint, prepare_clips
+from ...data.shards import PreparedClips
+from ...data.sources import made_sources
+from ...errors import InputError
+from ...pipeline import Pipeline, Progress
+from ...request import CFG_SCALE, STEPS
+from ...runtime.placement import memory_errors
+from ...synthetic.make import CLIP_S
+from ...synthetic.scene import SPLITS
+from ...synthetic.seeds import MEASURED
+from .examples import write_examples
+from .judges import Judges
+from .results import Results
+from .rows import Row, choose, table_rows
+from .scores import ClipScores, score_clip
+from .sounds import Sounds
+
+EXAMPLES_ROW = "generated"
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is measured; checked on construction."""
+
+    splits: tuple[str, ...] = SPLITS
+    count: int = 240  # clips of each split
+    rows: tuple[str, ...] | None = None  # keys; None for all
+    cfg_scale: float | None = None  # None: as the preset
+    steps: int = 24
+    batch: int = 16  # clips that are sampled together
+    part: tuple[int, int] = (1, 1)  # (I, N): the I-th of N shares of the rows
+    examples: int = 0  # this many of the best and of the worst generated clips are written
+
+    def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ("count", self.count, 2, len(MEASURED)),  # one whose sound is given to another
+            ("batch", self.batch, 1, 1_024),
+            ("steps", self.steps, STEPS.low, STEPS.high),
+            ("examples", self.examples, 0, self.count // 2),
+        ):
+            if not least <= value <= most:
+                raise InputError(f"{name} {value}: give {least} to {most}", option=name)
+        if self.cfg_scale is not None:
+            CFG_SCALE.check("cfg_scale", self.cfg_scale)
+        if not self.splits or set(self.splits) - set(SPLITS):
+            raise InputError(f"splits {', '.join(self.splits) or 'none'}: give {' or '.join(SPLITS)}")
+        chosen = choose(table_rows(1.0, 1), self.rows)
+        if self.examples and EXAMPLES_ROW not in {row.key for row in chosen}:
+            raise InputError(f"examples are of the row {EXAMPLES_ROW!r}, which is not among the rows; add it")
+
+
+def evaluate_made(
+    pipeline: Pipeline,
+    judges: Judges,
+    folder: Path,
+    options: EvaluationOptions | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Measure a model on held-out made clips; writes ``results.json`` and ``table.md`` after every row.
+
+    Args:
+        pipeline: the model.
+        judges: what hears kinds, materials, and onsets among other sounds.
+        folder: for results and encoded clips; made if missing. Rows that are there are kept.
+        options: what is measured.
+        progress: called as ``progress(stage, done, total)``.
+
+    Returns:
+        The path of the table.
+
+    Raises:
+        InputError: the folder holds results of other weights or other settings.
+        OutputError: the folder cannot be written.
+    """
+    options = options or EvaluationOptions()
+    report = progress or (lambda stage, done, total: None)
+    scale = pipeline.preset.guidance_scale if options.cfg_scale is None else options.cfg_scale
+    rows = table_rows(scale, options.steps)
+    wanted = choose(rows, options.rows)
+    settings = {
+        "preset": pipeline.preset.name,
+        "weights": _fingerprint(pipeline),
+        "clips of each split": options.count,
+        "first seed": MEASURED.start,
+        "guidance scale": scale,
+        "steps": options.steps,
+        "version": __version__,
+        "judges": judges.record,
+    }
+    results = Results(folder, rows, settings)
+    for split in options.splits:
+        todo = [row for row in _share(wanted, options.part) if not results.has(split, row)]
+        if not todo and not options.examples:
+            continue
+        sounds = _prepare(pipeline, split, options.count, folder, report)
+        for recipe in dict.fromkeys(row.recipe for row in todo):
+            same = [row for row in todo if row.recipe == recipe]
+            with memory_errors("a smaller --batch, --offload, or --dtype bfloat16"):
+                scores = _score(sounds, judges, same, options.batch, f"{split}, {same[0].title}", report)
+            for row in same:
+                results.add(split, row, scores[row.key])
+        shown = next((row for row in wanted if row.key == EXAMPLES_ROW), None)
+        if options.examples and shown is not None and results.has(split, shown):
+            overall = [clip["overall"] for clip in results.read(split, shown)["clips"]]
+            write_examples(sounds, shown, overall, options.examples, folder / "examples", split)
+    return results.write()
+
+
+def _share(rows: Sequence[Row], part: tuple[int, int]) -> list[Row]:
+    """Every N-th recipe with all of its rows."""
+    recipes = list(dict.fromkeys(row.recipe for row in rows))[part[0] - 1 :: part[1]]
+    return [row for row in rows if row.recipe in recipes]
+
+
+def _prepare(pipeline: Pipeline, split: str, count: int, folder: Path, report: Progress) -> Sounds:
+    clips = folder / f"clips-{split}"
+    sources = made_sources(split, MEASURED[:count])
+    prepared = prepare_clips(
+        pipeline,
+        sources,
+        clips,
+        duration_s=CLIP_S,
+        progress=lambda _, done, total: report(f"{split}, encoding", done, total),
+    )
+    if prepared.skipped:  # the others would be held against the wrong truth
+        first = prepared.skipped[0]
+        raise InputError(
+            f"{first.name} cannot be measured ({first.reason}); try --dtype float32, in another output folder"
+        )
+    return Sounds(pipeline, split, PreparedClips(clips))
+
+
+def _score(
+    sounds: Sounds, judges: Judges, rows: Sequence[Row], batch: int, stage: str, report: Progress
+) -> dict[str, list[ClipScores]]:
+    """Scores of every clip for rows that share a recipe, by the rows' keys."""
+    recipe, count = rows[0].recipe, len(sounds.references)
+    scores: dict[str, list[ClipScores]] = {row.key: [] for row in rows}
+    for start in range(0, count, batch):
+        report(stage, start, count)
+        indices = range(start, min(start + batch, count))
+        for index, waveform in zip(indices, sounds.make(recipe, indices), strict=True):
+            judgement = judges.listen(waveform)
+            for row in rows:
+                reference = sounds.reference(recipe, sounds.partner(index) if row.swapped else index)
+                scores[row.key].append(score_clip(reference, waveform, judgement, sounds.latent_rate_hz))
+    report(stage, count, count)
+    return scores
+
+
+def _fingerprint(pipeline: Pipeline) -> str:
+    """What tells the weights of two models apart: the first values of each tensor."""
+    digest = hashlib.sha256(fingerprint(pipeline).encode())
+    for name, tensor in _made_by(pipeline):
+        digest.update(f"{name} {tensor.dtype} {tensor.flatten()[:8].float().cpu().tolist()}\n".encode())
+    return digest.hexdigest()
+
+
+def _made_by(pipeline: Pipeline) -> Iterator[tuple[str, Tensor]]:
+    yield from pipeline.mmdit.state_dict().items()
+    yield from pipeline.vae.decoder.state_dict().items()

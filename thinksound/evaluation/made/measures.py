@@ -1,0 +1,195 @@
+"""Measures of a sound beside its onsets: level, panning, buzz, flatness, ring-down, pitch.
+
+Each looks at one thing and is a function of sounds alone, (2, A) at `spectra.RATE`. Which clips a measure
+is fit for, and what is made of its values over many clips, is the business of `evaluation.made.scores`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .spectra import FRAME_S, HOP, RATE, FloatArray, Waveform, magnitudes
+
+TRACK_S = 0.02  # between two values of a level or a pan
+_TRACK_HOP = round(TRACK_S * RATE)
+_SMOOTHING = 11  # values under the window of a level: a fifth of a second, half of it counts
+
+_BUZZ_WINDOW = 128  # samples: 8 ms, so that an envelope can follow 100 Hz
+_BUZZ_BANDS = 8
+_FLATNESS_WINDOW = 2_048  # samples: 7.8 Hz a bin, four bins between lines at the latent rate of 31 Hz
+_FLATNESS_BINS = 64  # of a band in which the spectrum of noise is about level: 500 Hz
+_FLATNESS_RANGE_DB = 40.0  # quieter bands do not count
+_DECAY_DB = 20.0
+_STRIKE_S = (-0.05, 0.1)  # around an onset, where the peak of its impact is looked for
+_PITCH_WINDOW, _PITCH_BINS = 1_024, 4_096
+_PITCH_STEP = 1.01  # between two candidates
+_HARMONICS = 8
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted sums over pairs (x, y), so that a correlation can be taken over the frames of many clips."""
+
+    weight: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    yy: float = 0.0
+    xy: float = 0.0
+
+    @classmethod
+    def of(cls, x: FloatArray, y: FloatArray, weights: FloatArray) -> Moments:
+        def total(values: FloatArray) -> float:
+            return float((weights * values).sum())
+
+        return cls(float(weights.sum()), total(x), total(y), total(x * x), total(y * y), total(x * y))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.weight + other.weight,
+            self.x + other.x,
+            self.y + other.y,
+            self.xx + other.xx,
+            self.yy + other.yy,
+            self.xy + other.xy,
+        )
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's, 0 where one of the two does not vary."""
+        if self.weight <= 0:
+            return 0.0
+        mean_x, mean_y = self.x / self.weight, self.y / self.weight
+        variance_x = self.xx / self.weight - mean_x**2
+        variance_y = self.yy / self.weight - mean_y**2
+        if min(variance_x, variance_y) < 1e-12:
+            return 0.0
+        return float((self.xy / self.weight - mean_x * mean_y) / np.sqrt(variance_x * variance_y))
+
+
+def channel_levels(waveform: Waveform) -> FloatArray:
+    """RMS level of each channel (2, T) under a window of 0.1 s, one value every 20 ms."""
+    hops = waveform.shape[-1] // _TRACK_HOP
+    squares = waveform[:, : hops * _TRACK_HOP].astype(np.float64) ** 2
+    power = squares.reshape(len(waveform), hops, _TRACK_HOP).mean(axis=2)  # (2, T)
+    window = np.hanning(_SMOOTHING + 2)[1:-1]
+    window /= window.sum()
+    return np.sqrt(np.stack([np.convolve(channel, window, mode="same") for channel in power]))
+
+
+def level(waveform: Waveform) -> FloatArray:
+    """RMS level of a sound (T,), one value every 20 ms."""
+    return np.sqrt((channel_levels(waveform) ** 2).sum(axis=0))
+
+
+def level_correlation(waveform: Waveform, true: Waveform) -> float:
+    """How well a level follows the true one over time, whatever the gain."""
+    found, expected = level(waveform), level(true)
+    length = min(len(found), len(expected))
+    # Relative to their peaks, so that quiet sounds vary as much as loud ones.
+    found, expected = found[:length], expected[:length]
+    found, expected = found / max(float(found.max()), 1e-12), expected / max(float(expected.max()), 1e-12)
+    return Moments.of(found, expected, np.ones(length)).correlation
+
+
+def pan(waveform: Waveform) -> FloatArray:
+    """Where a sound comes from (T,), -1 left to 1 right, by the law of constant power."""
+    left, right = channel_levels(waveform)
+    return np.arctan2(right, left + 1e-12) * 4 / np.pi - 1
+
+
+def pan_moments(waveform: Waveform, true: Waveform) -> Moments:
+    """Pans over time, found (x) and true (y), weighted by the true level; every clip weighs one."""
+    weights = level(true)
+    found, expected = pan(waveform), pan(true)
+    length = min(len(found), len(expected))
+    weights = weights[:length]
+    total = float(weights.sum())
+    if total == 0:
+        return Moments()
+    return Moments.of(found[:length], expected[:length], weights / total)
+
+
+def buzz_db(waveform: Waveform, rate_hz: float) -> float:
+    """How far the loudness of noise pulses at a rate and its multiples, in dB over other rates near them.
+
+    A codec that has not learned noise repeats itself with every latent: its bands pulse at the latent rate.
+    0 for noise, silence, or steady tones; 10 and more is heard as a buzz.
+    """
+    sound = waveform.mean(axis=0)
+    power = magnitudes(sound, _BUZZ_WINDOW) ** 2  # (T, F) 200 per second
+    bands = power[:, 1:].reshape(len(power), _BUZZ_BANDS, -1).mean(axis=2)  # (T, 8) of 1 kHz
+    slow = np.hanning(41)
+    usual = np.stack([np.convolve(band, slow / slow.sum(), mode="same") for band in bands.T])
+    relative = np.sqrt(bands.T / np.maximum(usual, 1e-3 * usual.max() + 1e-20))  # (8, T)
+    relative -= relative.mean(axis=1, keepdims=True)
+    modulation = (np.abs(np.fft.rfft(relative * np.hanning(len(power)), axis=1)) ** 2).mean(axis=0)
+    rates = np.fft.rfftfreq(len(power), FRAME_S)
+    lines, around = [], []
+    for multiple in np.arange(rate_hz, rates[-1] - 2, rate_hz):
+        away = np.abs(rates - multiple)
+        lines.append(modulation[away <= 0.5].mean())
+        around.append(modulation[(away > 2) & (away < 10)].mean())
+    if not lines or np.mean(around) < 1e-9:
+        return 0.0
+    return float(10 * np.log10(np.mean(lines) / np.mean(around)))
+
+
+def flatness_db(waveform: Waveform) -> float:
+    """Spectral flatness in narrow bands, in dB: about -2.5 for noise, less for lines, 0 for silence."""
+    values = []
+    for channel in waveform:
+        power = magnitudes(channel, _FLATNESS_WINDOW, _FLATNESS_WINDOW // 2)[:, 1:] ** 2
+        bands = power.reshape(len(power), -1, _FLATNESS_BINS)  # (T, bands, 64)
+        mean = bands.mean(axis=2)
+        counted = mean > max(float(mean.max()), 1e-12) * 10 ** (-_FLATNESS_RANGE_DB / 10)
+        geometric = np.log(np.maximum(bands, 1e-20)).mean(axis=2)
+        values.append((geometric - np.log(np.maximum(mean, 1e-20)))[counted])
+    every = np.concatenate(values)
+    return float(every.mean() * 10 / np.log(10)) if len(every) else 0.0
+
+
+def decay_times(waveform: Waveform, onsets: FloatArray, spans_s: FloatArray) -> FloatArray:
+    """Seconds (N,) until the impacts at ``onsets`` have fallen by 20 dB.
+
+    An impact that has not fallen that far after its span gets the whole span; one that is silent gets 0.
+    """
+    power = np.mean(waveform.astype(np.float64) ** 2, axis=0)
+    window = np.hanning(2 * HOP + 1)
+    smooth = np.convolve(power, window / window.sum(), mode="same")[::HOP]  # 5 ms apart, over 10 ms
+    times = []
+    for onset, span in zip(onsets, spans_s, strict=True):
+        start, stop = (max(0, round((onset + edge) / FRAME_S)) for edge in (_STRIKE_S[0], span))
+        near = smooth[start : min(stop, round((onset + _STRIKE_S[1]) / FRAME_S))]
+        if len(near) == 0 or near.max() < 1e-12:
+            times.append(0.0)
+            continue
+        peak = start + int(near.argmax())
+        loud = np.flatnonzero(smooth[peak:stop] >= near.max() * 10 ** (-_DECAY_DB / 10))
+        times.append((int(loud[-1]) + 1) * FRAME_S)
+    return np.array(times)
+
+
+def pitch_track(waveform: Waveform, low_hz: float, high_hz: float) -> FloatArray:
+    """Fundamental frequency in Hz (T,) between two limits, one value every 20 ms.
+
+    The candidate whose first eight harmonics hold the largest magnitudes, the lower ones weighing more.
+    """
+    spectrum = magnitudes(
+        np.asarray(waveform.mean(axis=0), dtype=np.float64), _PITCH_WINDOW, _TRACK_HOP, _PITCH_BINS
+    )
+    count = int(np.log(high_hz / low_hz) / np.log(_PITCH_STEP)) + 1
+    candidates = low_hz * _PITCH_STEP ** np.arange(count)
+    salience = np.zeros((len(spectrum), count))
+    for harmonic in range(1, _HARMONICS + 1):
+        bins = np.round(candidates * harmonic * _PITCH_BINS / RATE).astype(int)
+        inside = bins < spectrum.shape[1]
+        salience[:, inside] += 0.8 ** (harmonic - 1) * spectrum[:, bins[inside]]
+    return candidates[salience.argmax(axis=1)]
+
+
+def pitch_agreement(found_hz: FloatArray, true_hz: FloatArray, tolerance: float = 0.05) -> float:
+    """Share of the frames in which a pitch lies within a tolerance of the true one."""
+    return float(np.mean(np.abs(found_hz / true_hz - 1) <= tolerance))

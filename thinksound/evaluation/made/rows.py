@@ -1,0 +1,78 @@
+"""The rows of the table: whose sound is measured, and what its making lacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ...errors import InputError
+
+CONDITIONS = ("video", "text", "sync")
+GUIDANCE_SCALES = (1.0, 3.0, 5.0, 7.0)
+STEPS = (4, 8, 16, 24, 48)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a sound comes about. Rows of one recipe are measured on the same sounds."""
+
+    maker: Literal["truth", "codec", "model"] = "model"
+    guidance_scale: float = 1.0
+    steps: int = 1
+    absent: tuple[str, ...] = ()  # of `CONDITIONS`: replaced by what the network has learned for "nothing"
+    contradicted: bool = False  # the texts name other materials than the picture's
+    scrambled: bool = False  # every tensor of the transformer shuffled
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    key: str
+    title: str
+    recipe: Recipe
+    swapped: bool = False  # each sound is measured as that of the next clip of its sort
+
+
+def table_rows(guidance_scale: float, steps: int) -> tuple[Row, ...]:
+    """Every row, in the order of the table.
+
+    Args:
+        guidance_scale: of all rows but those that compare guidance.
+        steps: of all rows but those that compare steps.
+    """
+    model = Recipe(guidance_scale=guidance_scale, steps=steps)
+    truth, codec = Recipe("truth"), Recipe("codec")
+    return (
+        Row("truth", "truth", truth),
+        Row("vae", "truth through the VAE", codec),
+        Row("generated", "generated", model),
+        Row("another", "another clip's sound", model, swapped=True),
+        Row("no-video", "no video", replace(model, absent=("video", "sync"))),
+        Row("no-text", "no text", replace(model, absent=("text",))),
+        Row("no-sync", "no sync stream", replace(model, absent=("sync",))),
+        *(
+            Row(f"cfg-{scale:g}", f"guidance {scale:g}", replace(model, guidance_scale=scale))
+            for scale in GUIDANCE_SCALES
+        ),
+        *(Row(f"steps-{count}", f"{count} steps", replace(model, steps=count)) for count in STEPS),
+        Row("random", "random weights", replace(model, scrambled=True)),
+        Row("truth-other-material", "truth of another material", replace(truth, contradicted=True)),
+        Row("other-material", "texts say another material", replace(model, contradicted=True)),
+    )
+
+
+def choose(rows: Sequence[Row], keys: Sequence[str] | None) -> tuple[Row, ...]:
+    """The rows of these keys, in the order of the table; all of them for None.
+
+    Raises:
+        InputError: a key is not that of a row.
+    """
+    if keys is None:
+        return tuple(rows)
+    known = [row.key for row in rows]
+    for key in keys:
+        if key not in known:
+            raise InputError(f"row {key!r} is not known; give some of {', '.join(known)}")
+    return tuple(row for row in rows if row.key in keys)

@@ -1,0 +1,264 @@
+"""One sound scored against its scene, and the scores of many clips summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from ...synthetic.kinds import ENGINE_HZ, KINDS
+from ...synthetic.materials import MATERIALS
+from ...synthetic.scene import Scene
+from ...synthetic.sound import synthesise
+from .judges import Judgement
+from .measures import (
+    TRACK_S,
+    Moments,
+    buzz_db,
+    decay_times,
+    flatness_db,
+    level_correlation,
+    pan_moments,
+    pitch_agreement,
+    pitch_track,
+)
+from .onsets import OnsetMatch, detect_onsets, match_onsets, total, true_onsets
+from .spectra import RATE, Waveform
+
+TOLERANCES_S = (0.05, 0.1)
+ISOLATED_S = 0.4  # an impact rings undisturbed for at least that long
+_LONGEST_S = 1.5  # of a ring-down
+_NOISY = ("rain", "slide")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A scene, and what its texts say it is made of."""
+
+    scene: Scene
+    materials: tuple[str, ...]  # one per source, as the texts have them
+
+    @classmethod
+    def of(cls, scene: Scene) -> Reference:
+        """A scene whose texts say the truth."""
+        return cls(scene, tuple(source.material for source in scene.sources))
+
+    @classmethod
+    def contradicting(cls, scene: Scene) -> Reference:
+        """The scene with texts that name another material wherever there is a choice; the seed decides."""
+        rng = np.random.default_rng([scene.seed, 43])
+        materials = []
+        for source in scene.sources:
+            others = [name for name in KINDS[source.kind].materials if name != source.material]
+            materials.append(str(rng.choice(others)) if others else source.material)
+        return cls(scene, tuple(materials))
+
+    @cached_property
+    def waveform(self) -> Waveform:
+        """The sound (2, A) of the scene as the texts have it, at `spectra.RATE`."""
+        sources = tuple(
+            replace(source, material=material)
+            for source, material in zip(self.scene.sources, self.materials, strict=True)
+        )
+        return synthesise(replace(self.scene, sources=sources), RATE)
+
+    @property
+    def is_impulsive(self) -> bool:
+        """Whether anything strikes."""
+        return any(source.events for source in self.scene.sources)
+
+
+@dataclass(frozen=True)
+class HeardMaterial:
+    """A source whose kind leaves a choice: what the texts say and what the judge hears."""
+
+    said: str
+    heard: str
+    against_color: bool  # the picture shows the usual colour of another material
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """Everything measured on one clip; what does not apply to it is absent."""
+
+    seed: int
+    kinds: tuple[str, ...]  # that are there
+    heard: tuple[str, ...]  # as many, heard most clearly
+    materials: tuple[HeardMaterial, ...]
+    pan: Moments
+    plain: tuple[OnsetMatch, ...] = ()  # per tolerance, by the detector that learned nothing
+    learned: tuple[OnsetMatch, ...] = ()  # per tolerance, by the judge
+    levels: dict[str, float] | None = None  # continuous kind -> correlation of the whole clip's level
+    buzz_db: float | None = None  # more than in the true sound
+    flatness_db: float | None = None  # more than in the true sound
+    decays: tuple[float, ...] = ()  # ring-downs over the true ones
+    pitch: float | None = None  # share of the time in tune
+
+    @property
+    def overall(self) -> float:
+        """How good a clip is in one figure from 0 to 1, for finding examples to look at."""
+        parts = [float(np.mean([kind in self.heard for kind in self.kinds]))]
+        parts += [float(each.said == each.heard) for each in self.materials]
+        parts += [self.learned[0].f1] if self.learned else []
+        parts += [max(0.0, each) for each in (self.levels or {}).values()]
+        return float(np.mean(parts))
+
+
+def score_clip(
+    reference: Reference, waveform: Waveform, judgement: Judgement, latent_rate_hz: float
+) -> ClipScores:
+    """Score a sound (2, A) at `spectra.RATE` as the sound of a scene.
+
+    Args:
+        reference: what should be heard.
+        waveform: what is heard.
+        judgement: of the waveform.
+        latent_rate_hz: of the codec that made it, where its buzz would lie.
+    """
+    scene, true = reference.scene, reference.waveform
+    kinds = tuple(source.kind for source in scene.sources)
+    materials = tuple(
+        HeardMaterial(
+            said, judgement.material_of(source.kind), source.color_tells and said != source.material
+        )
+        for source, said in zip(scene.sources, reference.materials, strict=True)
+        if len(KINDS[source.kind].materials) > 1
+    )
+    scores = ClipScores(
+        seed=scene.seed,
+        kinds=kinds,
+        heard=judgement.likeliest_kinds(len(kinds)),
+        materials=materials,
+        pan=pan_moments(waveform, true),
+    )
+    if reference.is_impulsive:
+        onsets = true_onsets(scene)
+        found = detect_onsets(waveform, RATE)
+        scores = replace(
+            scores,
+            plain=tuple(match_onsets(onsets, found, each) for each in TOLERANCES_S),
+            learned=tuple(match_onsets(onsets, judgement.onsets, each) for each in TOLERANCES_S),
+        )
+    continuous = [source for source in scene.sources if source.control is not None]
+    if continuous:
+        followed = level_correlation(waveform, true)
+        scores = replace(scores, levels={source.kind: followed for source in continuous})
+    if any(kind in _NOISY for kind in kinds):
+        scores = replace(
+            scores,
+            buzz_db=buzz_db(waveform, latent_rate_hz) - buzz_db(true, latent_rate_hz),
+            flatness_db=flatness_db(waveform) - flatness_db(true),
+        )
+    if not continuous:
+        scores = replace(scores, decays=_decays(scene, waveform, true))
+    engine = next((source.control for source in continuous if source.kind == "engine"), None)
+    if engine is not None:
+        found_hz = pitch_track(waveform, 0.9 * ENGINE_HZ[0], 1.1 * ENGINE_HZ[1])
+        true_hz = engine.at(np.arange(len(found_hz), dtype=np.float64) * TRACK_S)
+        scores = replace(scores, pitch=pitch_agreement(found_hz, true_hz))
+    return scores
+
+
+def _decays(scene: Scene, waveform: Waveform, true: Waveform) -> tuple[float, ...]:
+    """Ring-downs over the true ones, of impacts that nothing follows for `ISOLATED_S`."""
+    onsets = np.sort(np.concatenate([source.onsets for source in scene.sources]))
+    spans = np.diff(np.append(onsets, scene.duration_s))
+    before = np.diff(np.insert(onsets, 0, -1.0))
+    isolated = (spans >= ISOLATED_S) & (before >= ISOLATED_S / 2)
+    onsets, spans = onsets[isolated], np.minimum(spans[isolated] - 0.06, _LONGEST_S)
+    expected = decay_times(true, onsets, spans)
+    found = decay_times(waveform, onsets, spans)
+    # Where the true sound itself does not fall far enough before the next one, nothing can be told.
+    complete = expected < spans - 0.02
+    return tuple((np.maximum(found, 0.005) / np.maximum(expected, 0.005))[complete].tolist())
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column: what it is called, where good values lie, how it is written."""
+
+    key: str
+    title: str
+    form: str
+
+
+MEASURES = (
+    Measure("onset_f1_50", "onset F1 ±50 ms", ".3f"),
+    Measure("onset_f1_100", "onset F1 ±100 ms", ".3f"),
+    Measure("kind", "kind", ".3f"),
+    Measure("material", "material, all", ".3f"),
+    Measure("material_worst", "material, worst", ".3f"),
+    Measure("caption", "follows caption", ".3f"),
+    Measure("caption_against_color", "against colour", ".3f"),
+    Measure("pan", "panning", ".3f"),
+    Measure("level_engine_rain", "level, engine and rain", ".3f"),
+    Measure("level_slide", "level, slide", ".3f"),
+    Measure("buzz_db", "buzz, dB over truth", "+.1f"),
+    Measure("flatness_db", "flatness, dB over truth", "+.1f"),
+    Measure("decay_ratio", "ring-down over truth", ".2f"),
+    Measure("decay_error", "ring-down error, octaves", ".2f"),
+    Measure("pitch", "engine in tune", ".3f"),
+)
+
+
+def summarise(clips: Sequence[ClipScores], split: str, contradicted: bool = False) -> dict[str, float]:
+    """The measures of a row; those that no clip is fit for are left out.
+
+    Args:
+        clips: at least one.
+        split: hard clips take their onsets from the judge, standard ones from the plain detector.
+        contradicted: the texts named other materials, so that materials heard are obedience.
+    """
+    result: dict[str, float] = {}
+    for place, name in enumerate(("50", "100")):
+        plain = [each.plain[place] for each in clips if each.plain]
+        learned = [each.learned[place] for each in clips if each.learned]
+        if plain:
+            result[f"onset_f1_{name}_plain"] = total(plain).f1
+            result[f"onset_f1_{name}_learned"] = total(learned).f1
+            chosen = "plain" if split == "standard" else "learned"
+            result[f"onset_f1_{name}"] = result[f"onset_f1_{name}_{chosen}"]
+    result["kind"] = _mean(kind in each.heard for each in clips for kind in each.kinds)
+    heard = [material for each in clips for material in each.materials]
+    if heard:
+        result |= _obedience(heard) if contradicted else _materials(heard)
+    result["pan"] = sum((each.pan for each in clips), Moments()).correlation
+    for key, kinds in (("level_engine_rain", ("engine", "rain")), ("level_slide", ("slide",))):
+        values = [value for each in clips for kind, value in (each.levels or {}).items() if kind in kinds]
+        if values:
+            result[key] = _mean(values)
+    for key, found in (
+        ("buzz_db", [each.buzz_db for each in clips if each.buzz_db is not None]),
+        ("flatness_db", [each.flatness_db for each in clips if each.flatness_db is not None]),
+        ("pitch", [each.pitch for each in clips if each.pitch is not None]),
+    ):
+        if found:
+            result[key] = _mean(found)
+    decays = np.log2([ratio for each in clips for ratio in each.decays])
+    if len(decays):
+        result["decay_ratio"] = float(2 ** decays.mean())
+        result["decay_error"] = float(np.abs(decays).mean())
+    return result
+
+
+def _materials(heard: Sequence[HeardMaterial]) -> dict[str, float]:
+    recalls = [
+        _mean(each.heard == name for each in heard if each.said == name)
+        for name in MATERIALS
+        if any(each.said == name for each in heard)
+    ]
+    return {"material": _mean(each.said == each.heard for each in heard), "material_worst": min(recalls)}
+
+
+def _obedience(heard: Sequence[HeardMaterial]) -> dict[str, float]:
+    result = {"caption": _mean(each.said == each.heard for each in heard)}
+    against = [each for each in heard if each.against_color]
+    if against:
+        result["caption_against_color"] = _mean(each.said == each.heard for each in against)
+    return result
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean([float(value) for value in values]))
