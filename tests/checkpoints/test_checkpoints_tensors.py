@@ -104,6 +104,19 @@ def test_safetensors_are_read_bit_for_bit(tmp_path: Path) -> None:
         assert_same(found[name], wanted[name])
 
 
+@pytest.mark.parametrize("length", [0x180, 0x280, 0x480])
+def test_a_safetensors_header_whose_length_begins_as_a_pickle_does_is_read(
+    tmp_path: Path, length: int
+) -> None:
+    """The file begins with the length, lowest byte first; 0x80 is also how a pickle begins."""
+    path, wanted = tmp_path / "weights.safetensors", {"a": torch.ones(2)}
+    save_file(wanted, path, {"note": ""})
+    without = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    save_file(wanted, path, {"note": "x" * (length - without)})
+    assert path.read_bytes()[:2] == bytes([0x80, length >> 8])
+    assert torch.equal(open_tensors(path)["a"], wanted["a"])
+
+
 def test_the_content_decides_the_format_and_not_the_name(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "weights.ckpt")
     assert list(open_tensors(tmp_path / "weights.ckpt")) == ["a"]

@@ -50,10 +50,10 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         ) from error
     if head.startswith(b"PK\x03\x04"):
         tensors = _open_zip(path)
+    elif head[8:9] == b"{":  # asked first: the header's length before it may begin as a pickle does
+        tensors = _open_safetensors(path)
     elif head.startswith(b"\x80"):
         tensors = _open_legacy(path)
-    elif len(head) > 8 and head[8:9] == b"{":
-        tensors = _open_safetensors(path)
     else:
         raise WeightsError(f"{path}: {_describe(head)}, not a weight file; download it again")
     for name in tensors:  # messages show them
