@@ -22,7 +22,7 @@ from thinksound.checkpoints.download import download
 from thinksound.checkpoints.registry import default_weights_dir
 from thinksound.commands.progress import tenths
 from thinksound.errors import printable
-from thinksound.presets import DEFAULT_PRESET, NETWORKS, get_preset
+from thinksound.presets import DEFAULT_PRESET, get_preset
 from thinksound.serving.coglet import SCHEMA, accept_null, fill_in
 from thinksound.serving.inputs import Limits, fetch
 from thinksound.serving.worker import OUTPUT, Worker
@@ -54,7 +54,7 @@ class Predictor(BasePredictor):
             offload=os.environ.get("THINKSOUND_OFFLOAD", "").lower() in ("1", "true", "yes"),
         )
         plan = self.pipeline.placement.plan
-        places = (f"{network} {plan.devices[network]} {plan.dtypes[network]}" for network in NETWORKS)
+        places = (f"{network} {plan.devices[network]} {plan.dtypes[network]}" for network in plan.devices)
         logger.info("thinksound %s, preset %s: %s", thinksound.__version__, preset.name, ", ".join(places))
 
         self.pipeline.warm_up()
@@ -106,7 +106,7 @@ class Predictor(BasePredictor):
             logger.info("note: %s", printable(note))
         logger.info("seed %d", result.seed)
         metrics = {f"timing.{stage}": round(seconds, 3) for stage, seconds in timings.items()}
-        metrics["steps"], metrics["seed"] = options.num_inference_steps, result.seed
+        metrics["steps"], metrics["seed"] = num_inference_steps, result.seed
         length = result.pcm.shape[1] / result.sample_rate
         metrics |= dict.fromkeys(("audio_seconds", *BILLED), length)
         for name, value in metrics.items():

@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
@@ -22,25 +24,21 @@ from torch import nn
 from transformers import CLIPConfig, T5Config
 
 import thinksound
-from thinksound.checkpoints.registry import repository_weights_dir
+from thinksound.checkpoints.registry import repository_weights_dir, weight_file
 from thinksound.commands.arguments import as_typed, number, whole
 from thinksound.encoders import metaclip, t5
-from thinksound.encoders.sync import encode_sync
-from thinksound.media.audio import fit_length, to_pcm16
-from thinksound.media.decode import decode_video
-from thinksound.media.frames import clip_pixels, sync_pixels
+from thinksound.families.find import family_of
+from thinksound.families.flow import FlowModel
+from thinksound.families.protocol import TRANSFORMER, Family
 from thinksound.media.mux import mux
-from thinksound.models.mmdit import MMDiT
-from thinksound.models.spectrogram_vae import build_vae
-from thinksound.models.synchformer import Synchformer
 from thinksound.pipeline import Pipeline
 from thinksound.presets import PRESETS, TINY, Preset, get_preset
-from thinksound.rates import audio_sample_count, latent_frame_count
 from thinksound.request import Options
 from thinksound.runtime.placement import Placement, detect_machine, make_plan
 from thinksound.runtime.precision import DTYPES
 from thinksound.sampling.guidance import guided_velocity
-from thinksound.sampling.sample import draw_noise
+
+_TEXT = "a dog barks twice, then silence"
 
 
 def main() -> None:
@@ -56,9 +54,9 @@ def main() -> None:
         "--duration", type=number, default=9.0, metavar="S", help="seconds of video (default: 9)"
     )
     parser.add_argument(
-        "--size", default="1280x720", help="of the video, 30 pictures a second (default: 1280x720)"
+        "--size", default="1280x720", help="of the video, 30 frames a second (default: 1280x720)"
     )
-    parser.add_argument("--steps", type=whole, default=24, help="sampling steps (default: 24)")
+    parser.add_argument("--steps", type=whole, help="sampling steps (default: as the preset)")
     parser.add_argument("--repeat", type=whole, default=3, help="counted runs after a warm-up (default: 3)")
     arguments = parser.parse_args()
     try:
@@ -78,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     setup = time.perf_counter() - start
     plan = pipeline.placement.plan
-    print(f"preset {preset.name}, {arguments.duration:g} s of {arguments.size}, {arguments.steps} steps")
+    print(f"preset {preset.name}, {arguments.duration:g} s of {arguments.size}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, {platform.machine()}")
     for name, device in plan.devices.items():
         print(f"  {name:<12} {device}, {plan.dtypes[name]}{', offloaded' if plan.offload else ''}")
@@ -94,48 +92,42 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
     def row(stage: str, work: Callable[[], object], repeat: int = arguments.repeat) -> None:
         measure(stage, work, repeat)
 
-    place = pipeline.placement.on_device
-    decoded = decode_video(video)
+    model, family, place = pipeline.model, pipeline.family, pipeline.placement.on_device
+    decoded = pipeline.decode(video)
     with av.open(str(video)) as container:
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    row("decode, both rates, with transforms", lambda: decode_video(video))
-    row("  one picture for MetaCLIP", lambda: clip_pixels(picture))
-    row("  one picture for Synchformer", lambda: sync_pixels(picture))
-    with place("metaclip"):
-        row("MetaCLIP pictures", lambda: pipeline.metaclip.encode_frames(decoded.clip_frames))
-        row("MetaCLIP caption", lambda: pipeline.metaclip.encode_text("a dog barking"))
-    with place("t5"):
-        row("T5 chain of thought", lambda: pipeline.t5.encode("a dog barks twice, then silence"))
-    with place("synchformer"):
-        row("Synchformer", lambda: encode_sync(pipeline.synchformer, decoded.sync_frames))
-    features = pipeline.encode(decoded, "a dog", "a dog barks")
-    row(
-        "all encoders",
-        lambda: pipeline.encode(decoded, "a dog", "a dog barks"),
-    )
+    row("decode, all views", lambda: pipeline.decode(video))
+    for view in family.views:
+        row(f"  one frame for view {view.name}", partial(view.pixels, picture))
+    for reading in model.text_steps:
+        with place(reading.network):
+            row(f"{reading.text} ({reading.network})", partial(reading.encode, _TEXT))
+    for seeing in model.frame_steps:
+        with place(seeing.network):
+            row(f"frames ({seeing.network})", partial(seeing.encode, decoded.frames[seeing.view]))
+    features = pipeline.encode(decoded, _TEXT)
+    row("all encoders", lambda: pipeline.encode(decoded, _TEXT))
 
     options = Options(arguments.steps, seed=0)
-    vae, guidance = pipeline.preset.vae, pipeline.preset.guidance_scale
-    length = latent_frame_count(decoded.duration_s, vae.sample_rate, vae.hop)
-    with place("dit"), torch.inference_mode():
-        device = pipeline.mmdit.sync_pos_emb.device
-        clip, sync, text, t5 = (part.to(device) for part in features.batched())
-        given = (clip, sync, text, t5)
-        noise = draw_noise(0, vae.latent_dim, length).to(device)
-        row("condition projection", lambda: guided_velocity(pipeline.mmdit, given, length, guidance))
-        velocity = guided_velocity(pipeline.mmdit, given, length, guidance)
-        row(f"one transformer step, guidance {guidance:g}", lambda: velocity(noise, 0.5))
-    row(
-        f"sampling, {arguments.steps} steps",
-        lambda: pipeline.sample(features, decoded.duration_s, options),
-    )
-    _, latents = pipeline.sample(features, decoded.duration_s, Options(1, seed=0))
-    row("VAE decode", lambda: pipeline.decode_audio(latents))
-    samples = audio_sample_count(decoded.duration_s, vae.sample_rate)
-    pcm = fit_length(to_pcm16(pipeline.decode_audio(latents)), samples, vae.hop)
+    guidance, steps = pipeline.preset.guidance_scale, arguments.steps or pipeline.preset.steps
+    if isinstance(model, FlowModel):
+        with place(TRANSFORMER), torch.inference_mode():
+            device = model.transformer.sync_pos_emb.device
+            given = [part.to(device) for part in model.conditions([features], decoded.duration_s)]
+            noise = model.draw_noise(0, decoded.duration_s)[None].to(device)
+            velocity = guided_velocity(model.transformer, given, noise.shape[-1], guidance)
+            row(
+                "condition projection",
+                lambda: guided_velocity(model.transformer, given, noise.shape[-1], guidance),
+            )
+            row(f"one transformer step, guidance {guidance:g}", lambda: velocity(noise, 0.5))
+    row(f"sampling, {steps} steps", lambda: pipeline.sample(features, decoded.duration_s, options))
+    latents = pipeline.sample(features, decoded.duration_s, Options(1, seed=0)).latents
+    row("latents to sound", lambda: pipeline.decode_audio(latents))
+    pcm = pipeline.finish(pipeline.decode_audio(latents), decoded.duration_s)
     output = video.with_name("out.mp4")
-    row("mux", lambda: mux(decoded, pcm, vae.sample_rate, output, metadata={}))
-    row("whole request", lambda: pipeline(video, "a dog", "a dog barks", options).save(output))
+    row("mux", lambda: mux(decoded, pcm, family.sound.sample_rate, output, metadata={}))
+    row("whole request", lambda: pipeline(video, _TEXT, options=options).save(output))
 
 
 def measure(stage: str, work: Callable[[], object], repeat: int) -> None:
@@ -169,7 +161,7 @@ def peak_mib() -> float:
 
 def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> Pipeline:
     """The preset's networks at their real size, allocated in place and filled with small random values."""
-    plan = make_plan(detect_machine(), preset.parameters, device, dtype, offload)
+    plan = make_plan(detect_machine(), preset.networks, device, dtype, offload)
 
     def fill(network: nn.Module, name: str) -> None:
         where = "cpu" if plan.offload else plan.devices[name]
@@ -182,28 +174,29 @@ def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> P
                         table[key] = nn.Parameter(values, requires_grad=False)
         network.to(where).train(False)
 
-    with torch.device("meta"):
-        mmdit, vae = MMDiT(preset.mmdit), build_vae(preset.vae)
-        synchformer = Synchformer(preset.synchformer)
-    tiny = repository_weights_dir() / "tiny"  # its token numbers exist in the large vocabularies too
-    clip, text = metaclip.build_metaclip(tiny / "metaclip"), t5.build_t5(tiny / "t5")
-    if preset is not TINY:
-        clip.model = metaclip.build_network(
-            CLIPConfig.from_dict(metaclip.PUBLISHED_CONFIG, attn_implementation="sdpa")
-        )
-        text.model = t5.build_network(T5Config.from_dict(t5.PUBLISHED_CONFIG, attn_implementation="eager"))
-    modules = {
-        "metaclip": clip.model,
-        "t5": text.model,
-        "synchformer": synchformer,
-        "dit": mmdit,
-        "vae": vae.decoder,
-    }
-    placement = Placement(plan)
-    for name, module in modules.items():
+    family, placement = family_of(preset), Placement(plan)
+    built = {name: build_network(family, name) for name in preset.networks}
+    for name, network in built.items():
+        module = family.placed(name, network)
         fill(module, name)
         placement.place(name, module)
-    return Pipeline(preset, clip, text, synchformer, mmdit, vae, placement)
+    return Pipeline(preset, family.assemble(built), placement)
+
+
+def build_network(family: Family, name: str) -> Any:
+    """A network on ``meta``; text encoders get the bundled tokenizer, whose tokens all vocabularies have."""
+    file = weight_file(family.preset.weights[name])
+    if not file.is_folder or family.preset is TINY:
+        return family.build(name, repository_weights_dir() / file.path)
+    folder = repository_weights_dir() / TINY.name
+    if name == "t5":
+        text = t5.build_t5(folder / "t5")
+        text.model = t5.build_network(T5Config.from_dict(t5.PUBLISHED_CONFIG, attn_implementation="eager"))
+        return text
+    clip = metaclip.build_metaclip(folder / "metaclip")
+    published = CLIPConfig.from_dict(metaclip.PUBLISHED_CONFIG, attn_implementation="sdpa")
+    clip.model = metaclip.build_network(published)
+    return clip
 
 
 def render(folder: Path, arguments: argparse.Namespace) -> Path:

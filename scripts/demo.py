@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = thinksound.Options(arguments.steps, arguments.cfg_scale, arguments.seed)
     make_folder(folder)
     pipeline = thinksound.load("tiny")
-    rate = pipeline.preset.vae.sample_rate
+    rate = pipeline.family.sound.sample_rate
     scene = make_scene(split, clip)
     caption, cot = describe(scene)
     video, _, _ = write_clip(scene, folder, f"{split}-{clip:06d}", rate, silent=True)

@@ -7,24 +7,28 @@ backward pass is added up tensor by tensor on fake tensors, which have sizes and
 from __future__ import annotations
 
 import re
+from typing import cast
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from thinksound.data.shards import Layout
-from thinksound.models.mmdit import MMDiT
+from thinksound.families.find import family_of
+from thinksound.families.protocol import TRANSFORMER
+from thinksound.models.flow import FlowTransformer
 from thinksound.presets import LIGHT
 from thinksound.training.flow import recompute_blocks
 from thinksound.training.lora import TARGETS, LoRAOptions
 
-DURATION_S = 9.0
+FAMILY = family_of(LIGHT)
+DURATION_S = FAMILY.trained_duration_s
 GB = 1e9
 
 
 def kept_for_backward(batch: int, recompute: bool) -> int:
     """Bytes of activations in bfloat16 products, every storage counted once."""
-    layout = Layout.of(LIGHT, DURATION_S)
+    layout = Layout.of(FAMILY, DURATION_S)
     storages: dict[int, tuple[torch.UntypedStorage, int]] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -34,7 +38,7 @@ def kept_for_backward(batch: int, recompute: bool) -> int:
         return tensor
 
     with FakeTensorMode():
-        network = MMDiT(LIGHT.mmdit)
+        network = cast(FlowTransformer, FAMILY.create(TRANSFORMER))
         weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
         if recompute:
             recompute_blocks(network)
@@ -54,7 +58,7 @@ def kept_for_backward(batch: int, recompute: bool) -> int:
 
 def adapter_parameters(rank: int) -> int:
     with torch.device("meta"):
-        network = MMDiT(LIGHT.mmdit)
+        network = cast(FlowTransformer, FAMILY.create(TRANSFORMER))
     count = 0
     for name, module in network.named_modules():
         if re.fullmatch(TARGETS, name) and isinstance(module, nn.Linear | nn.Conv1d):
@@ -65,7 +69,7 @@ def adapter_parameters(rank: int) -> int:
 
 def main() -> None:
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in MMDiT(LIGHT.mmdit).parameters())
+        parameters = sum(p.numel() for p in FAMILY.create(TRANSFORMER).parameters())
     rank = LoRAOptions().rank
     added = adapter_parameters(rank)
     full = parameters * (4 + 4 + 8 + 4)

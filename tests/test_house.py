@@ -19,18 +19,13 @@ from thinksound.presets import LIGHT, TINY
 
 PACKAGE = ROOT / "thinksound"
 
-# Each may import only what stands before it, and itself.
+# Each may import only what stands before it, and itself: those of one line know nothing of each other.
 ORDER = [
-    {"errors", "json_files"},
-    {"config", "rates"},
-    {"presets"},
-    {"request"},
-    {"media"},
-    {"models"},
-    {"encoders"},
-    {"sampling"},
-    {"checkpoints"},
-    {"runtime"},
+    {"errors", "json_files", "rates"},
+    {"sampling", "media", "models", "checkpoints", "runtime", "request"},
+    {"presets", "encoders"},
+    {"families"},
+    {"result"},
     {"pipeline"},
     {"serving"},
     {"synthetic"},
@@ -66,6 +61,73 @@ def test_imports_go_one_way(path):
     assert here in RANK, f"{here} has no place in the order"
     for part in imported_parts(path):
         assert part == here or RANK[part] < RANK[here], f"{path.name} imports {part}, which builds on it"
+
+
+NO_NETWORKS = ("checkpoints", "runtime", "sampling", "media")  # rooms that name no network
+
+
+@pytest.mark.parametrize("room", NO_NETWORKS)
+def test_rooms_below_the_families_know_no_network(room):
+    paths = list((PACKAGE / room).rglob("*.py"))
+    imported = set().union(*(imported_parts(path) for path in paths))
+    assert paths and imported <= {room, "errors", "json_files", "rates"}
+
+
+NETWORK_ROOMS = ("models", "encoders")
+# The published VAE is initialised layer by layer, by the kind of each layer.
+LAYER_CHECKS = {"training/vae.py": {"WeightNormConv", "WeightNormConvTranspose", "ResidualUnit"}}
+
+
+def classes_of(*rooms: str) -> set[str]:
+    trees = [ast.parse(path.read_text()) for room in rooms for path in (PACKAGE / room).rglob("*.py")]
+    return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def asked_kinds(tree: ast.AST) -> set[str]:
+    """Names of the classes that a module tells objects apart by; those of PyTorch's ``nn`` do not count."""
+    asked: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            asked += node.args[1:]
+        elif isinstance(node, ast.MatchClass):
+            asked.append(node.cls)
+        elif isinstance(node, ast.Compare) and any(
+            isinstance(part, ast.Call) and ast.unparse(part.func) == "type"
+            for part in (node.left, *node.comparators)
+        ):
+            asked += [node.left, *node.comparators]
+    parts = [part for each in asked for part in ast.walk(each)]
+    return {part.id for part in parts if isinstance(part, ast.Name)} | {
+        part.attr
+        for part in parts
+        if isinstance(part, ast.Attribute) and ast.unparse(part.value) not in ("nn", "torch.nn")
+    }
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(x, MMDiT)",
+        "isinstance(x, (int, mmdit.MMDiT))",
+        "issubclass(kind, MMDiT | AudioVAE)",
+        "type(x) is MMDiT",
+        "match x:\n    case MMDiT():\n        pass",
+    ],
+)
+def test_each_way_of_asking_for_a_kind_is_found(code):
+    assert "MMDiT" in asked_kinds(ast.parse(code))
+
+
+def test_kinds_of_networks_are_told_apart_by_their_families_alone():
+    kinds = classes_of(*NETWORK_ROOMS)
+    assert {"MMDiT", "AudioVAE", "MetaCLIP", "Synchformer"} <= kinds
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] not in ("families", "models"):
+            asked = asked_kinds(ast.parse(path.read_text())) & kinds
+            if asked:
+                found[path.relative_to(PACKAGE).as_posix()] = asked
+    assert found == LAYER_CHECKS
 
 
 def test_no_module_is_a_drawer():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.decoded import decode_video
 from support.paths import CLIPS, ROOT
 
 import thinksound
-from thinksound.media.decode import decode_video
+from thinksound.families.find import family_of
+from thinksound.media.decode import DecodedVideo
+from thinksound.media.decode import decode_video as decode_views
 from thinksound.presets import PRESETS, TINY
-from thinksound.rates import audio_sample_count, latent_frame_count
+from thinksound.rates import audio_sample_count
 from thinksound.request import MAX_SEED, Options
 
 pytestmark = pytest.mark.slow
@@ -35,7 +39,7 @@ def test_a_request_equals_its_stages(pipeline, clips, tmp_path):
     noise, latents = pipeline.sample(features, decoded.duration_s, FAST)
     waveform = pipeline.decode_audio(latents)
     for name in ("clip_features", "sync_features", "text_features", "t5_features"):
-        assert torch.equal(getattr(result.features, name), getattr(features, name))
+        assert torch.equal(result.features[name], features[name])
     assert torch.equal(result.noise, noise)
     assert torch.equal(result.latents, latents)
     assert torch.equal(result.waveform, waveform)
@@ -135,6 +139,14 @@ def test_guidance_is_the_presets_where_none_is_given(pipeline, clips):
     assert torch.equal(latents, given.latents)
 
 
+def test_steps_are_the_presets_where_none_are_given(pipeline, clips):
+    left_out = pipeline(clips / "cfr25_1p0s.mp4", seed=3)
+    given = pipeline(clips / "cfr25_1p0s.mp4", options=Options(TINY.steps, seed=3))
+    assert torch.equal(left_out.latents, given.latents)
+    assert left_out.metadata["num_inference_steps"] == str(TINY.steps) == "24"
+    assert {preset.steps for preset in PRESETS.values()} == {24}
+
+
 def test_an_empty_chain_of_thought_is_the_caption(pipeline, clips):
     given = pipeline(clips / "cfr25_1p0s.mp4", "rain", "rain", FAST)
     left_out = pipeline(clips / "cfr25_1p0s.mp4", " rain ", "", FAST)
@@ -145,11 +157,11 @@ def test_guidance_of_one_is_the_conditional_half(pipeline, clips):
     from thinksound.sampling.guidance import guided_velocity
 
     result = pipeline(clips / "cfr25_1p0s.mp4", "rain", "", FAST)
-    given = result.features.batched()
+    given = pipeline.model.conditions([result.features], result.video.duration_s)
     noise = result.noise[None]
     with torch.inference_mode():
         at = {
-            scale: guided_velocity(pipeline.mmdit, given, noise.shape[-1], scale)(noise, 0.5)
+            scale: guided_velocity(pipeline.model.transformer, given, noise.shape[-1], scale)(noise, 0.5)
             for scale in (1.0, 2.0, 3.0)
         }
     assert torch.allclose(at[3.0] - at[2.0], at[2.0] - at[1.0], atol=1e-4)
@@ -166,7 +178,7 @@ def test_the_sound_is_as_long_as_the_picture_to_the_sample(pipeline, clips, tmp_
     result.save(tmp_path / "out.wav")
     duration = decode_video(clips / name).duration_s
     assert soundfile.info(tmp_path / "out.wav").frames == audio_sample_count(duration, 16_000)
-    assert result.latents.shape == (32, latent_frame_count(duration, 16_000, 512))
+    assert result.latents.shape == (32, pipeline.family.sound.latent_length(duration))
 
 
 def test_two_requests_share_nothing(pipeline, clips):
@@ -195,7 +207,6 @@ BAD_OPTIONS = [
     {"num_inference_steps": 101},
     {"num_inference_steps": 2.5},
     {"num_inference_steps": True},
-    {"num_inference_steps": None},
     {"cfg_scale": 0.5},
     {"cfg_scale": float("nan")},
     {"cfg_scale": float("inf")},
@@ -217,6 +228,205 @@ def test_options_out_of_range_are_refused(options):
     (name,) = options
     with pytest.raises(thinksound.InputError, match=rf"^{name} .{{1,50}} is .*; give a (whole )?number from"):
         Options(**options)
+
+
+VIDEOS = ("cfr25_1p0s.mp4", "cfr30_3p2s.mp4", "gray_25_1p0s.mp4")
+CAPTIONS = ["rain", "a dog", "rain"]
+COTS = ["rain on a roof", "", "it drips"]
+
+
+@pytest.fixture(scope="module")
+def videos(pipeline) -> list[DecodedVideo]:
+    return [pipeline.decode(CLIPS / name) for name in VIDEOS]
+
+
+def test_a_list_is_encoded_as_its_entries_are(pipeline, videos):
+    together = pipeline.encode(videos, CAPTIONS, COTS)
+    assert len(together) == 3
+    for features, *request in zip(together, videos, CAPTIONS, COTS, strict=True):
+        alone = pipeline.encode(*request)
+        assert list(features) == list(alone)
+        for name, feature in alone.items():
+            assert torch.equal(features[name], feature), name
+
+
+def test_a_text_can_be_for_all_and_a_view_may_be_missing(pipeline, videos):
+    frames = [videos[0].frames, {"sync": videos[1].frames["sync"]}, {}]
+    together = pipeline.encode(frames, "rain", COTS)
+    assert [set(features) for features in together] == [
+        {"clip_features", "sync_features", "text_features", "t5_features"},
+        {"sync_features", "text_features", "t5_features"},
+        {"text_features", "t5_features"},
+    ]
+    for features, each, cot in zip(together, frames, COTS, strict=True):
+        alone = pipeline.encode(each, "rain", cot)
+        assert all(torch.equal(features[name], alone[name]) for name in features)
+    assert pipeline.encode([]) == []
+
+
+def test_equal_texts_are_encoded_once(pipeline, videos):
+    calls: dict[str, int] = {"metaclip": 0, "t5": 0}
+    towers = {"metaclip": pipeline.model.metaclip.model.text_model, "t5": pipeline.model.t5.model}
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    hooks = [tower.register_forward_hook(lambda *_, name=name: count(name)) for name, tower in towers.items()]
+    try:
+        pipeline.encode(videos, CAPTIONS, COTS)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls == {"metaclip": 2, "t5": 3}
+
+
+def test_progress_of_a_list_counts_all_of_it(pipeline, videos):
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.setdefault(stage, []).append((done, total))
+
+    features = pipeline.encode(videos, progress=progress)
+    pipeline.sample(features, [video.duration_s for video in videos], FAST, progress)
+    assert set(seen) == {"metaclip", "synchformer", "sample"}
+    for stage, steps in seen.items():
+        # Videos differ in length, so that totals may; the share never goes back and ends at one.
+        shares = [done / total for done, total in steps]
+        assert shares == sorted(shares) and steps[-1][0] == steps[-1][1], stage
+    # Two lengths: two groups of two steps each.
+    assert seen["sample"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_list_is_sampled_as_its_entries_are(pipeline, videos):
+    features = pipeline.encode(videos, CAPTIONS, COTS)
+    features.append({name: feature for name, feature in features[0].items() if name != "sync_features"})
+    durations = [*(video.duration_s for video in videos), videos[0].duration_s]
+    options = [FAST, FAST, Options(2, seed=5), FAST]
+    for each in (options, [*options[:3], Options(3, 6.0, 7)]):
+        together = pipeline.sample(features, durations, each)
+        for sample, *request in zip(together, features, durations, each, strict=True):
+            alone = pipeline.sample(*request)
+            assert torch.equal(sample.noise, alone.noise)
+            assert sample.latents.shape == alone.latents.shape
+            assert (sample.latents - alone.latents).abs().max() <= 1e-5
+    # Requests of one length go through the transformer together.
+    batches: list[int] = []
+    hook = pipeline.model.transformer.register_forward_hook(
+        lambda _m, given, _o: batches.append(len(given[0]))
+    )
+    try:
+        pipeline.sample(features, durations, Options(1, 1.0, 3))
+    finally:
+        hook.remove()
+    assert sorted(batches) == [1, 1, 2]
+
+
+def test_entries_of_a_list_get_seeds_of_their_own(pipeline, videos):
+    features = pipeline.encode([videos[0]] * 2)
+    first, second = pipeline.sample(features, 1.0, Options(1))
+    assert not torch.equal(first.noise, second.noise)
+    first, second = pipeline.sample(features, 1.0, Options(1, seed=4))
+    assert torch.equal(first.noise, second.noise)
+
+
+def test_a_decoded_video_gives_the_same_bytes_as_its_path(pipeline, videos, tmp_path):
+    saved = []
+    for name, video in (("path", VIDEO), ("decoded", videos[0])):
+        result = pipeline(video, "rain", "", FAST)
+        result.save(tmp_path / f"{name}.mp4")
+        result.dump(tmp_path / f"{name}.safetensors")
+        saved.append([(tmp_path / f"{name}{suffix}").read_bytes() for suffix in (".mp4", ".safetensors")])
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        lambda views: views[:1],
+        lambda views: views[::-1],
+        lambda views: (views[0], replace(views[1], name="other")),
+        lambda views: (
+            replace(views[0], pixels=lambda rgb: views[0].pixels(rgb)[:32, :32], size=32),
+            views[1],
+        ),
+        lambda views: (views[0], replace(views[1], pick="next")),
+    ],
+    ids=["one", "turned", "names", "size", "pick"],
+)
+def test_a_video_decoded_for_other_networks_is_refused(pipeline, views):
+    decoded = decode_views(VIDEO, views(pipeline.family.views))
+    for call in (lambda: pipeline(decoded, options=FAST), lambda: pipeline.encode(decoded)):
+        with pytest.raises(
+            thinksound.InputError, match=r"decoded video .* of tiny; decode it with this pipeline"
+        ):
+            call()
+
+
+def test_a_duration_beside_a_decoded_video_is_refused(pipeline, videos):
+    with pytest.raises(
+        thinksound.InputError, match="duration is given with a decoded video; give it to decode"
+    ):
+        pipeline(videos[0], options=FAST, duration=0.5)
+
+
+def test_a_text_that_the_family_does_not_read_is_refused(pipeline, videos):
+    calls = {
+        "call": lambda: pipeline(VIDEO, negative_prompt="music"),
+        "encode": lambda: pipeline.encode(videos[0], negative_prompt="music"),
+        "notes": lambda: pipeline.text_notes(negative_prompt="music"),
+    }
+    for call in calls.values():
+        with pytest.raises(
+            thinksound.InputError, match="negative_prompt is not read by tiny; it reads caption and cot"
+        ):
+            call()
+    assert pipeline(VIDEO, options=FAST, negative_prompt=" ").seed == 3  # none is none
+
+
+LISTS = {
+    "too few captions": (
+        lambda p, v, f: p.encode(v, ["rain"]),
+        "caption: 1 for 3 requests; give one for each, or one for all",
+    ),
+    "a number among captions": (lambda p, v, f: p.encode(v, ["rain", 7, "rain"]), "caption 7 is not a text"),
+    "a path": (lambda p, v, f: p.encode(VIDEO), "decoded of type pathlib.* give what decode gave"),
+    "a path as text": (lambda p, v, f: p.encode(str(VIDEO)), "decoded '.*' is .*; give what decode gave"),
+    "a path in a list": (
+        lambda p, v, f: p.encode([v[0], VIDEO]),
+        "decoded of type pathlib.* give what decode",
+    ),
+    "a list of frames for one": (lambda p, v, f: p.encode({"clip": v}), "frames of type list"),
+    "no features": (lambda p, v, f: p.sample(None, 1.0), "features None .* give what encode gave"),
+    "a number among features": (lambda p, v, f: p.sample([f, 3], 1.0), "features 3 .* give what encode gave"),
+    "too few durations": (
+        lambda p, v, f: p.sample([f, f], [1.0]),
+        "durations: 1 for 2 requests; give one for each",
+    ),
+    "durations for one": (lambda p, v, f: p.sample(f, [1.0]), "duration_s of type list is not a number"),
+    "text for a duration": (lambda p, v, f: p.sample([f, f], "long"), "duration_s 'long' is not a number"),
+    "a duration of no video": (lambda p, v, f: p.sample(f, float("nan")), "duration_s nan is out of range"),
+    "too few options": (
+        lambda p, v, f: p.sample([f, f], 1.0, [FAST]),
+        "options: 1 for 2 requests; give one for each",
+    ),
+    "options for one": (lambda p, v, f: p.sample(f, 1.0, [FAST]), "options of type list are not taken"),
+    "a dict among options": (lambda p, v, f: p.sample([f], 1.0, [{"seed": 3}]), "options of type dict"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), LISTS.values(), ids=LISTS)
+def test_misuse_of_a_stage_is_answered_with_what_is_taken(pipeline, videos, call, message):
+    with pytest.raises(thinksound.InputError, match=message):
+        call(pipeline, videos, pipeline.encode({}))
+
+
+def test_durations_may_be_numbers_of_numpy(pipeline):
+    features = pipeline.encode({})
+    wanted = pipeline.sample(features, 1.0, FAST)
+    for duration in (1, np.float32(1), np.int64(1)):
+        assert torch.equal(pipeline.sample(features, duration, FAST).latents, wanted.latents)
+    (given,) = pipeline.sample([features], np.float32(1), FAST)
+    assert torch.equal(given.latents, wanted.latents)
 
 
 @pytest.mark.parametrize("text", [None, 7, "\ud800", "a" * 10_001])
@@ -271,31 +481,23 @@ def test_number_formats_that_overflow_say_so(pipeline, clips):
 
 
 def test_the_tables_of_parameters_are_those_of_the_networks(pipeline):
-    networks = {
-        "metaclip": pipeline.metaclip.model,
-        "t5": pipeline.t5.model,
-        "synchformer": pipeline.synchformer,
-        "dit": pipeline.mmdit,
-        "vae": pipeline.vae.decoder,
+    counted = {
+        name: sum(p.numel() for p in network.parameters())
+        for name, network in pipeline.model.networks.items()
     }
-    counted = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    assert counted == TINY.parameters
+    assert counted == {name: network.parameters for name, network in TINY.networks.items()}
+    assert list(counted) == ["metaclip", "t5", "synchformer", "dit", "vae"]
+    assert sum(counted.values()) == TINY.parameters
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
 def test_the_tables_of_parameters_of_our_own_networks(preset):
-    from thinksound.models.mmdit import MMDiT
-    from thinksound.models.spectrogram_vae import build_vae
-    from thinksound.models.synchformer import Synchformer
-
+    family = family_of(preset)
     with torch.device("meta"):
-        networks = {
-            "dit": MMDiT(preset.mmdit),
-            "vae": build_vae(preset.vae).decoder,
-            "synchformer": Synchformer(preset.synchformer),
-        }
-    for name, network in networks.items():
-        assert sum(p.numel() for p in network.parameters()) == preset.parameters[name], name
+        networks = {name: family.create(name) for name in ("dit", "vae", "synchformer")}
+    for name, built in networks.items():
+        counted = sum(p.numel() for p in family.placed(name, built).parameters())
+        assert counted == preset.networks[name].parameters, name
 
 
 def test_bfloat16_stays_close(clips):

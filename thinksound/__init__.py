@@ -15,8 +15,9 @@ if TYPE_CHECKING:
         ThinkSoundError,
         WeightsError,
     )
-    from .pipeline import Pipeline, Result, load
+    from .pipeline import Pipeline, load
     from .request import Options
+    from .result import Result
 
 _HOME = {
     "InputError": "errors",
@@ -27,7 +28,7 @@ _HOME = {
     "WeightsError": "errors",
     "Options": "request",
     "Pipeline": "pipeline",
-    "Result": "pipeline",
+    "Result": "result",
     "load": "pipeline",
 }
 

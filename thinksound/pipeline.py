@@ -10,123 +10,63 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import __version__
-from .checkpoints import load as checkpoints
+from .checkpoints.load import load_network
 from .checkpoints.locate import describe_missing, missing
 from .checkpoints.registry import default_weights_dir
-from .encoders.features import Features
-from .encoders.metaclip import MetaCLIP
-from .encoders.reading import reading_notes
-from .encoders.sync import encode_sync
-from .encoders.t5 import T5Text
 from .errors import InputError, WeightsError
-from .media.audio import fit_length, to_pcm16, write_wav
+from .families.find import family_of
+from .families.protocol import TRANSFORMER, Features, FrameStep, Model, TextStep
+from .media.audio import fit_length, to_pcm16
 from .media.decode import DecodedVideo, decode_video
-from .media.files import whole_file
 from .media.mux import MuxResult, mux
 from .media.probe import SOFTWARE
-from .models.mmdit import MMDiT
-from .models.oobleck import AudioVAE
-from .models.synchformer import Synchformer
-from .presets import DEFAULT_PRESET, NETWORKS, Preset, get_preset
-from .rates import SYNC_SEGMENT, audio_sample_count, latent_frame_count
+from .presets import DEFAULT_PRESET, Preset, get_preset
 from .request import (
     DURATION,
     MAX_SEED,
     OPTIONS,
+    Limits,
     Options,
+    Progress,
+    Texts,
     as_path,
     by_current_names,
     check_progress,
-    check_texts,
     describe,
 )
+from .result import Result
 from .runtime.placement import Placement, detect_machine, make_plan, memory_errors
-from .sampling.sample import draw_noise, sample_latents
 
 logger = logging.getLogger(__name__)
 
-# Called as progress(stage, done, total) while a request runs.
-Progress = Callable[[str, int, int], None]
-
-
-def _checked(options: Options | None) -> Options:
-    if options is not None and not isinstance(options, Options):
-        raise InputError(
-            f"options {describe(options)} are not taken; give thinksound.Options(...), or one by one "
-            f"{', '.join(f'{name}=...' for name in OPTIONS)}"
-        )
-    return options or Options()
-
-
-def _draw_seed() -> int:
-    return random.SystemRandom().randint(0, MAX_SEED)
+WARM_UP_S = 1.0
+SOUND_DURATION = Limits(0, 3600)  # s, of `sample`; what a video can be is checked where it is decoded
+# Frames of one video by the names of the family's views, uint8 (N, H, W, 3); a view may be missing.
+Frames = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Result:
-    """The sound of one video, and everything on the way to it."""
+class Sample:
+    """What `Pipeline.sample` gives, each ``(C, T)`` float32 on the CPU."""
 
-    waveform: Tensor  # (2, A) float32 as the VAE gave it, before normalisation
-    pcm: Tensor  # (2, samples) int16, normalised, exactly as long as the picture
-    sample_rate: int  # Hz
-    seed: int
-    preset: str
-    video: DecodedVideo
-    features: Features
-    noise: Tensor  # (C, T)
-    latents: Tensor  # (C, T)
-    timings: dict[str, float]  # seconds per stage
-    metadata: dict[str, str]  # what the MP4 says about its making
-    notes: tuple[str, ...] = ()
+    noise: Tensor
+    latents: Tensor
 
-    def save(self, path: Path | str) -> tuple[str, ...]:
-        """Write the video with its sound (``.mp4``), or the sound alone (``.wav``).
-
-        Returns:
-            Sentences the user should read, such as why the picture was encoded again.
-
-        Raises:
-            OutputError: the file cannot be written; nothing is left behind.
-        """
-        path = as_path("path", path, "where to write, .mp4 or .wav")
-        if path.suffix.lower() == ".wav":
-            write_wav(path, self.pcm, self.sample_rate)
-            return ()
-        muxed = mux(self.video, self.pcm, self.sample_rate, path, self.metadata)
-        encoded = () if muxed.copied else (f"the picture was encoded again as H.264: {muxed.reason}",)
-        return (*encoded, *muxed.notes)
-
-    def dump(self, path: Path | str) -> None:
-        """Write every intermediate to a safetensors file: how two versions are compared.
-
-        Raises:
-            OutputError: the file cannot be written; nothing is left behind.
-        """
-        tensors = {
-            "clip_frames": self.video.clip_frames,  # (V, 224, 224, 3) uint8
-            "sync_frames": self.video.sync_frames,  # (S', 224, 224, 3) uint8
-            "clip_features": self.features.clip_features,
-            "sync_features": self.features.sync_features,
-            "text_features": self.features.text_features,
-            "t5_features": self.features.t5_features,
-            "noise": self.noise,
-            "latents": self.latents,
-            "waveform": self.waveform,
-        }
-        with whole_file(as_path("path", path, "where to write")) as temporary:
-            temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    def __iter__(self) -> Iterator[Tensor]:
+        """So that ``noise, latents = pipeline.sample(...)`` works."""
+        yield from (self.noise, self.latents)
 
 
 @dataclass
@@ -145,41 +85,31 @@ class _Clock:
 class Pipeline:
     """All networks of one preset, placed and ready; two requests share nothing that changes."""
 
-    def __init__(
-        self,
-        preset: Preset,
-        metaclip: MetaCLIP,
-        t5: T5Text,
-        synchformer: Synchformer,
-        mmdit: MMDiT,
-        vae: AudioVAE,
-        placement: Placement,
-    ) -> None:
+    def __init__(self, preset: Preset, model: Model, placement: Placement) -> None:
         self.preset = preset
-        self.metaclip = metaclip
-        self.t5 = t5
-        self.synchformer = synchformer
-        self.mmdit = mmdit
-        self.vae = vae
+        self.model = model
+        self.family = model.family
         self.placement = placement
 
     def __call__(
         self,
-        video: Path | str,
+        video: Path | str | DecodedVideo,
         caption: str = "",
         cot: str = "",
         options: Options | None = None,
         progress: Progress | None = None,
+        negative_prompt: str = "",
         **changes: Any,
     ) -> Result:
         """Generate the sound of a video.
 
         Args:
-            video: path of any file with moving pictures, 0.1 s to 3 minutes.
+            video: path of any file with moving pictures, 0.1 s to 3 minutes, or what `decode` gave of it.
             caption: what is heard, in a few words.
             cot: chain of thought, a description step by step; empty uses the caption.
             options: how to sample.
             progress: called as ``progress(stage, done, total)``.
+            negative_prompt: what is not to be heard, for families that read one.
             changes: fields of `Options` to set, such as ``seed=7``.
 
         Raises:
@@ -187,38 +117,38 @@ class Pipeline:
         """
         options = _checked(options)
         if changes:
-            known = by_current_names(changes, OPTIONS, ("caption", "cot", "options", "progress"))
-            options = replace(options, **known)
+            more = ("caption", "cot", "options", "progress", "negative_prompt")
+            options = replace(options, **by_current_names(changes, OPTIONS, more))
         options = self._settle(options)
-        text_notes = self.text_notes(caption, cot)
-        caption, cot = check_texts(caption, cot)
+        texts = Texts(caption, cot, negative_prompt)
+        notes = self.model.text_notes(texts)
         clock = _Clock()
 
         with memory_errors():
             with clock.time("decode"):
-                decoded = self.decode(video, options.duration, progress)
+                decoded = self._decoded(video, options.duration, progress)
             with clock.time("encode"):
-                features = self.encode(decoded, caption, cot, progress)
+                features = self._encode([decoded.frames], [texts], progress)[0]
             with clock.time("sample"):
                 noise, latents = self.sample(features, decoded.duration_s, options, progress)
             with clock.time("vae"):
                 waveform = self.decode_audio(latents)
-                pcm = self._as_long_as(decoded, waveform)
+                pcm = self.finish(waveform, decoded.duration_s)
 
         assert options.seed is not None
         return Result(
             waveform=waveform,
             pcm=pcm,
-            sample_rate=self.preset.vae.sample_rate,
-            seed=int(options.seed),
+            sample_rate=self.family.sound.sample_rate,
+            seed=options.seed,
             preset=self.preset.name,
             video=decoded,
             features=features,
             noise=noise,
             latents=latents,
             timings=clock.timings,
-            metadata=self._metadata(caption, cot, options),
-            notes=(*decoded.notes, *text_notes),
+            metadata=self._metadata(texts, options),
+            notes=(*decoded.notes, *notes),
         )
 
     def decode(
@@ -228,7 +158,7 @@ class Pipeline:
         progress: Progress | None = None,
         **older: float | None,
     ) -> DecodedVideo:
-        """Pictures for both encoders, in one pass over the file.
+        """The frames that the encoders see, in one pass over the file.
 
         Args:
             video: path of any file with moving pictures, 0.1 s to 3 minutes.
@@ -243,95 +173,225 @@ class Pipeline:
             duration = by_current_names(given, ("duration",), ("video", "progress"))["duration"]
         duration_s = None if duration is None else DURATION.check("duration", duration)
         report = (lambda share: progress("decode", round(100 * share), 100)) if progress else None
-        return decode_video(path, duration_s, report)
+        return decode_video(path, self.family.views, duration_s, report)
+
+    def _decoded(
+        self, video: Path | str | DecodedVideo, duration: float | None, progress: Progress | None
+    ) -> DecodedVideo:
+        if not isinstance(video, DecodedVideo):
+            return self.decode(video, duration, progress)
+        if duration is not None:
+            raise InputError("duration is given with a decoded video; give it to decode", option="duration")
+        self._frames(video)
+        return video
+
+    def _frames(self, video: DecodedVideo | Frames) -> Frames:
+        """The frames of ``video``; raises `InputError` where the encoders cannot take them."""
+        if isinstance(video, DecodedVideo):
+            if video.views != self.family.views:
+                raise InputError(
+                    f"the decoded video has frames for other networks than those of {self.preset.name}; "
+                    "decode it with this pipeline"
+                )
+            return video.frames
+        if not isinstance(video, Mapping):
+            raise InputError(f"decoded {describe(video)} is no decoded video; give what decode gave")
+        for name, frames in video.items():
+            if not isinstance(frames, Tensor):
+                raise InputError(
+                    f"{name} frames {describe(frames)} are no tensor; give uint8 (N, H, W, 3), as decode does"
+                )
+        return video
+
+    @overload
+    def encode(
+        self,
+        decoded: DecodedVideo | Frames,
+        caption: str = "",
+        cot: str = "",
+        progress: Progress | None = None,
+        negative_prompt: str = "",
+    ) -> Features: ...
+
+    @overload
+    def encode(
+        self,
+        decoded: Sequence[DecodedVideo | Frames],
+        caption: str | Sequence[str] = "",
+        cot: str | Sequence[str] = "",
+        progress: Progress | None = None,
+        negative_prompt: str | Sequence[str] = "",
+    ) -> list[Features]: ...
 
     def encode(
-        self, decoded: DecodedVideo, caption: str = "", cot: str = "", progress: Progress | None = None
-    ) -> Features:
-        """Pictures and texts to features on the CPU; side by side where GPUs do the work.
+        self,
+        decoded: DecodedVideo | Frames | Sequence[DecodedVideo | Frames],
+        caption: str | Sequence[str] = "",
+        cot: str | Sequence[str] = "",
+        progress: Progress | None = None,
+        negative_prompt: str | Sequence[str] = "",
+    ) -> Features | list[Features]:
+        """Frames and texts to features on the CPU; encoders run side by side where GPUs do the work.
+
+        One video gives its features, a list of them a list. A result does not depend on what else is in its
+        list, and each network has its turn once for all.
 
         Args:
-            decoded: what `decode` gave.
-            caption: for MetaCLIP.
-            cot: for T5; empty uses the caption. `text_notes` says what they cannot read.
+            decoded: what `decode` gave, or frames by the names of the family's views, or a list of either.
+            caption: what is heard, in a few words; for all, or one for each.
+            cot: chain of thought, likewise; empty uses the caption. `text_notes` says what is not read.
             progress: called as ``progress(stage, done, total)``, possibly from another thread.
+            negative_prompt: what is not to be heard, likewise, for families that read one.
         """
         check_progress(progress)
-        caption, cot = check_texts(caption, cot)
-        return self._encode(decoded.clip_frames, decoded.sync_frames, caption, cot, progress)
+        several = isinstance(decoded, Sequence) and not isinstance(decoded, str | bytes)
+        videos = cast(Sequence[DecodedVideo | Frames], decoded if several else [decoded])
+        rows = zip(
+            _one_each("caption", caption, len(videos)),
+            _one_each("cot", cot, len(videos)),
+            _one_each("negative_prompt", negative_prompt, len(videos)),
+            strict=True,
+        )
+        texts = [Texts(*row) for row in rows]
+        frames = [self._frames(each) for each in videos]
+        features = self._encode(frames, texts, progress)
+        return features if several else features[0]
 
     def _encode(
-        self,
-        clip_frames: Tensor,  # uint8 (V, 224, 224, 3), 8 per second
-        sync_frames: Tensor,  # uint8 (S', 224, 224, 3), 25 per second
-        caption: str,
-        cot: str,
-        progress: Progress | None = None,
-    ) -> Features:
-        def report(stage: str) -> Callable[[int, int], None] | None:
-            return (lambda done, total: progress(stage, done, total)) if progress else None
+        self, frames: Sequence[Frames], texts: Sequence[Texts], progress: Progress | None = None
+    ) -> list[Features]:
+        settled = [self.family.settle_texts(each) for each in texts]
+        model, encoded = self.model, [dict[str, Tensor]() for _ in frames]
 
-        def metaclip() -> tuple[Tensor, Tensor]:
-            with self.placement.on_device("metaclip"):
-                text = self.metaclip.encode_text(caption).cpu()
-                return self.metaclip.encode_frames(clip_frames, progress=report("metaclip")).cpu(), text
+        def run(network: str) -> None:
+            with self.placement.on_device(network):
+                for reading in model.text_steps:
+                    if reading.network == network:
+                        _encode_texts(reading, settled, encoded)
+                for seeing in model.frame_steps:
+                    if seeing.network == network:
+                        _encode_frames(seeing, frames, encoded, progress)
 
-        def t5() -> Tensor:
-            with self.placement.on_device("t5"):
-                return self.t5.encode(cot).cpu()
-
-        def synchformer() -> Tensor:
-            with self.placement.on_device("synchformer"):
-                return encode_sync(self.synchformer, sync_frames, progress=report("synchformer")).cpu()
-
-        if self.placement.plan.concurrent_encoding:
-            with ThreadPoolExecutor(2) as pool:
-                pending = pool.submit(metaclip), pool.submit(t5)
-                sync_features = synchformer()
-                (clip_features, text_features), t5_features = pending[0].result(), pending[1].result()
+        encoders = model.encoders
+        if self.placement.plan.concurrent_encoding and len(encoders) > 1:
+            with ThreadPoolExecutor(len(encoders) - 1) as pool:
+                pending = [pool.submit(run, name) for name in encoders[:-1]]
+                run(encoders[-1])
+                for each in pending:
+                    each.result()
         else:
-            clip_features, text_features = metaclip()
-            t5_features = t5()
-            sync_features = synchformer()
-        return Features(
-            clip_features=clip_features,
-            sync_features=sync_features,
-            text_features=text_features,
-            t5_features=t5_features,
-        )
+            for name in encoders:
+                run(name)
+        return list(encoded)
 
-    @torch.inference_mode()
+    @overload
     def sample(
         self,
         features: Features,
         duration_s: float,
         options: Options | None = None,
         progress: Progress | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Noise and latents, each ``(C, T)`` float32 on the CPU, for ``duration_s`` seconds of sound."""
+    ) -> Sample: ...
+
+    @overload
+    def sample(
+        self,
+        features: Sequence[Features],
+        duration_s: float | Sequence[float],
+        options: Options | Sequence[Options] | None = None,
+        progress: Progress | None = None,
+    ) -> list[Sample]: ...
+
+    def sample(
+        self,
+        features: Features | Sequence[Features],
+        duration_s: float | Sequence[float],
+        options: Options | Sequence[Options] | None = None,
+        progress: Progress | None = None,
+    ) -> Sample | list[Sample]:
+        """Noise and latents for ``duration_s`` seconds of sound.
+
+        One request's features give one sample, a list of them a list. Requests of one length and with the
+        same number of steps and guidance are computed together; their results differ from those of single
+        ones by rounding.
+
+        Args:
+            features: what `encode` gave; a condition that is missing counts as absent.
+            duration_s: seconds of sound; for all, or one for each.
+            options: how to sample; for all, or one for each. Where they leave the seed open, each request
+                gets its own.
+            progress: called as ``progress(stage, done, total)``.
+        """
         check_progress(progress)
-        options = self._settle(_checked(options))
-        assert options.seed is not None and options.cfg_scale is not None
-        steps, vae = options.num_inference_steps, self.preset.vae
-        length = latent_frame_count(duration_s, vae.sample_rate, vae.hop)
-        noise = draw_noise(int(options.seed), vae.latent_dim, length)
-        with self.placement.on_device("dit"):
-            latents = sample_latents(
-                self.mmdit,
-                features.batched(),
-                noise,
-                steps,
-                options.cfg_scale,
-                (lambda step: progress("sample", step, steps)) if progress else (lambda step: None),
-            )
-        return noise[0], latents[0].cpu()
+        several = isinstance(features, Sequence)
+        requests = cast(list[Features], list(features) if several else [features])
+        count = len(requests)
+        durations = _one_each("durations", duration_s, count) if several else [cast(float, duration_s)]
+        each = _one_each("options", options, count) if several else [cast(Options | None, options)]
+        settled = [self._settle(_checked(one)) for one in each]
+        for one in requests:
+            if not isinstance(one, Mapping):
+                raise InputError(f"features {describe(one)} are no mapping; give what encode gave")
+        seconds = [SOUND_DURATION.check("duration_s", one) for one in durations]
+        samples = self._sample(requests, seconds, settled, progress)
+        return samples if several else samples[0]
+
+    def _sample(
+        self,
+        features: Sequence[Features],
+        durations: Sequence[float],
+        settled: Sequence[Options],
+        progress: Progress | None,
+    ) -> list[Sample]:
+        noises = [
+            self.model.draw_noise(cast(int, each.seed), duration_s)
+            for each, duration_s in zip(settled, durations, strict=True)
+        ]
+        # Together goes what has one length in time and in features, and the same steps and guidance.
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for index, (each, noise) in enumerate(zip(settled, noises, strict=True)):
+            lengths = tuple((name, len(feature)) for name, feature in features[index].items())
+            key = (noise.shape, lengths, each.num_inference_steps, each.cfg_scale)
+            groups.setdefault(key, []).append(index)
+        total = sum(cast(int, settled[group[0]].num_inference_steps) for group in groups.values())
+        samples: dict[int, Sample] = {}
+        done = 0
+        for group in groups.values():
+            first = settled[group[0]]
+            steps = cast(int, first.num_inference_steps)
+            with self.placement.on_device(TRANSFORMER):
+                latents = self.model.sample(
+                    [features[index] for index in group],
+                    durations[group[0]],
+                    torch.stack([noises[index] for index in group]),
+                    steps,
+                    cast(float, first.cfg_scale),
+                    partial(_report, progress, done, total),
+                ).cpu()
+            done += steps
+            samples |= {index: Sample(noises[index], one) for index, one in zip(group, latents, strict=True)}
+        return [samples[index] for index in range(len(settled))]
 
     @torch.inference_mode()
     def decode_audio(self, latents: Tensor) -> Tensor:
-        """Waveform ``(2, A)`` float32 on the CPU of ``latents (C, T)``, before normalisation."""
-        with self.placement.on_device("vae"):
-            device = next(self.vae.decoder.parameters()).device
-            return self.vae.decode(latents[None].to(device))[0].float().cpu()
+        """Waveform ``(channels, A)`` float32 on the CPU of ``latents (C, T)``, before normalisation."""
+        sound = latents[None]
+        for step in self.model.decoding:
+            with self.placement.on_device(step.network):
+                device = next(self.model.networks[step.network].parameters()).device
+                sound = step.decode(sound.to(device))
+                if self.placement.plan.offload:
+                    sound = sound.cpu()  # the next network comes alone
+        return sound[0].float().cpu()
+
+    def finish(self, waveform: Tensor, duration_s: float) -> Tensor:
+        """The sound that a result holds: int16 ``(channels, samples)`` of ``waveform (channels, A)``.
+
+        Its peak is full scale, and it is exactly as long as the picture. Whatever changes the sound as a
+        whole has its place here.
+        """
+        sound = self.family.sound
+        return fit_length(to_pcm16(waveform), sound.sample_count(duration_s), sound.hop)
 
     def mux(
         self,
@@ -340,58 +400,106 @@ class Pipeline:
         path: Path | str,
         metadata: Mapping[str, str] | None = None,
     ) -> MuxResult:
-        """Write the picture with the sound ``waveform (2, A)``, normalised and cut to its length, as MP4.
+        """Write the picture with the sound ``waveform (channels, A)``, normalised and cut to its length.
 
         Raises:
             OutputError: the file cannot be written; nothing is left behind.
         """
-        pcm = self._as_long_as(decoded, waveform)
-        return mux(decoded, pcm, self.preset.vae.sample_rate, path, metadata or {})
-
-    def _as_long_as(self, decoded: DecodedVideo, waveform: Tensor) -> Tensor:
-        """The waveform as int16 ``(2, samples)``: normalised, then exactly as long as the picture."""
-        vae = self.preset.vae
-        samples = audio_sample_count(decoded.duration_s, vae.sample_rate)
-        return fit_length(to_pcm16(waveform), samples, vae.hop)
+        pcm = self.finish(waveform, decoded.duration_s)
+        return mux(decoded, pcm, self.family.sound.sample_rate, path, metadata or {})
 
     def warm_up(self) -> None:
         """Run every network once on a black second, so that the first request finds everything ready."""
-        frames = torch.zeros(SYNC_SEGMENT, 224, 224, 3, dtype=torch.uint8)
+        frames = {
+            view.name: torch.zeros(view.count(WARM_UP_S), view.size, view.size, 3, dtype=torch.uint8)
+            for view in self.family.views
+        }
         with memory_errors():
-            features = self._encode(frames[:8], frames, "", "")
-            _, latents = self.sample(features, 1.0, Options(num_inference_steps=1))
+            features = self.encode(frames)
+            _, latents = self.sample(features, WARM_UP_S, Options(num_inference_steps=1))
             self.decode_audio(latents)
 
     def _settle(self, options: Options) -> Options:
-        """The options with what was left open decided: a seed drawn, guidance as the preset has it."""
-        seed = _draw_seed() if options.seed is None else options.seed
-        scale = self.preset.guidance_scale if options.cfg_scale is None else options.cfg_scale
-        return replace(options, seed=seed, cfg_scale=scale)
-
-    check_texts = staticmethod(check_texts)
-
-    def text_notes(self, caption: str = "", cot: str = "") -> tuple[str, ...]:
-        """What the encoders cannot read of the two texts, in sentences; none where they read everything.
-
-        Raises:
-            InputError: a text is too long, or no text.
-        """
-        for_metaclip, for_t5 = check_texts(caption, cot)
-        return (
-            *reading_notes("caption", for_metaclip, "MetaCLIP", self.metaclip.tokenizer),
-            *reading_notes("cot" if cot.strip() else "caption", for_t5, "T5", self.t5.tokenizer),
+        """The options with what was left open decided: a seed drawn, the rest as the preset has it."""
+        return replace(
+            options,
+            seed=_draw_seed() if options.seed is None else options.seed,
+            cfg_scale=self.preset.guidance_scale if options.cfg_scale is None else options.cfg_scale,
+            num_inference_steps=options.num_inference_steps or self.preset.steps,
         )
 
-    def _metadata(self, caption: str, cot: str, options: Options) -> dict[str, str]:
+    def text_notes(self, caption: str = "", cot: str = "", negative_prompt: str = "") -> tuple[str, ...]:
+        """What the encoders cannot read of the texts, in sentences; none where they read everything.
+
+        Raises:
+            InputError: a text is too long, no text, or not read by this family.
+        """
+        return self.model.text_notes(Texts(caption, cot, negative_prompt))
+
+    def _metadata(self, texts: Texts, options: Options) -> dict[str, str]:
         return {
             "software": f"{SOFTWARE} {__version__}",
             "preset": self.preset.name,
             "seed": str(options.seed),
-            "caption": caption,
-            "cot": cot,
+            **self.family.settle_texts(texts),
             "cfg_scale": f"{options.cfg_scale:g}",
             "num_inference_steps": str(options.num_inference_steps),
         }
+
+
+def _checked(options: Options | None) -> Options:
+    if options is not None and not isinstance(options, Options):
+        raise InputError(
+            f"options {describe(options)} are not taken; give thinksound.Options(...), or one by one "
+            f"{', '.join(f'{name}=...' for name in OPTIONS)}"
+        )
+    return options or Options()
+
+
+def _draw_seed() -> int:
+    return random.SystemRandom().randint(0, MAX_SEED)
+
+
+def _one_each(name: str, given: Any, count: int) -> list[Any]:
+    """One of ``given`` for each of ``count`` requests, or the only one for all; values are checked later."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return [given] * count
+    if len(given) != count:
+        raise InputError(f"{name}: {len(given)} for {count} requests; give one for each, or one for all")
+    return list(given)
+
+
+def _encode_texts(
+    step: TextStep, texts: Sequence[Mapping[str, str]], encoded: Sequence[dict[str, Tensor]]
+) -> None:
+    known: dict[str, Tensor] = {}  # equal texts are encoded once
+    for each, features in zip(texts, encoded, strict=True):
+        text = each[step.text]
+        if text not in known:
+            known[text] = step.encode(text).cpu()
+        features[step.feature] = known[text]
+
+
+def _encode_frames(
+    step: FrameStep,
+    frames: Sequence[Frames],
+    encoded: Sequence[dict[str, Tensor]],
+    progress: Progress | None,
+) -> None:
+    present = [index for index, each in enumerate(frames) if step.view in each]
+    for place, index in enumerate(present):
+
+        def report(done: int, total: int, place: int = place) -> None:
+            assert progress is not None
+            progress(step.network, place * total + done, len(present) * total)
+
+        found = step.encode(frames[index][step.view], progress=report if progress else None)
+        encoded[index][step.feature] = found.cpu()
+
+
+def _report(progress: Progress | None, before: int, total: int, step: int) -> None:
+    if progress:
+        progress("sample", before + step, total)
 
 
 def load(
@@ -406,8 +514,8 @@ def load(
     """Load a preset's networks onto this machine's devices.
 
     Args:
-        preset: "thinksound-light", "thinksound" or "tiny".
-        weights: folder with the published files; None is ``THINKSOUND_WEIGHTS`` or ``weights/``.
+        preset: a name from `thinksound.presets.PRESETS`, such as "thinksound-light" or "tiny".
+        weights: folder with the published files; None is ``THINKSOUND_WEIGHTS``, else `default_weights_dir`.
         device: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N" (transformer and VAE, then encoders), or a
             `torch.device`.
         dtype: "auto", "float32", "bfloat16" or "float16", or the `torch.dtype`. Asking for float32 also
@@ -431,36 +539,24 @@ def load(
     if not isinstance(offload, bool):
         raise InputError(f"offload {describe(offload)} is not taken; give True or False")
     dtype = str(dtype).removeprefix("torch.")
-    plan = make_plan(detect_machine(), chosen.parameters, str(device), dtype, offload)
-    dtypes = {name: getattr(torch, number_format) for name, number_format in plan.dtypes.items()}
+    plan = make_plan(detect_machine(), chosen.networks, str(device), dtype, offload)
     if dtype == "float32":
         torch.backends.cudnn.allow_tf32 = False
-    keys = chosen.weights
-    absent = missing(folder, keys.values())
+    absent = missing(folder, chosen.weights.values())
     if absent:
         raise WeightsError(describe_missing(folder, absent))
 
-    placement = Placement(plan)
-
-    def place(name: str, module: nn.Module) -> None:
-        # At once, so that main memory holds one network on its way to a GPU, not five.
-        placement.place(name, module)
-        if progress:
-            progress("load", NETWORKS.index(name) + 1, len(NETWORKS))
-
+    family, placement = family_of(chosen), Placement(plan)
+    built: dict[str, Any] = {}
     with memory_errors():
-        metaclip = checkpoints.load_metaclip(folder, keys["metaclip"], dtypes["metaclip"])
-        place("metaclip", metaclip.model)
-        t5 = checkpoints.load_t5(folder, keys["t5"], dtypes["t5"])
-        place("t5", t5.model)
-        synchformer = checkpoints.load_synchformer(
-            folder, keys["synchformer"], chosen.synchformer, dtypes["synchformer"]
-        )
-        place("synchformer", synchformer)
-        mmdit = checkpoints.load_mmdit(folder, keys["dit"], chosen.mmdit, dtypes["dit"])
-        place("dit", mmdit)
-        vae = checkpoints.load_vae(folder, keys["vae"], chosen.vae, dtypes["vae"])
-        place("vae", vae.decoder)  # generation never encodes sound: the encoder's file pages stay untouched
+        for done, (name, network) in enumerate(chosen.networks.items(), 1):
+            build: Callable[[Path], Any] = partial(family.build, name)
+            network_dtype = getattr(torch, plan.dtypes[name])
+            built[name] = load_network(build, folder, network.key, network_dtype, family.fold(name))
+            # At once, so that main memory holds one network on its way to a GPU, not five.
+            placement.place(name, family.placed(name, built[name]))
+            if progress:
+                progress("load", done, len(chosen.networks))
     for note in plan.notes:
         logger.warning(note)
-    return Pipeline(chosen, metaclip, t5, synchformer, mmdit, vae, placement)
+    return Pipeline(chosen, family.assemble(built), placement)

@@ -1,28 +1,22 @@
-"""Named models: network sizes and the weight files that belong to them."""
+"""Named models: the family whose networks they are, and the weight files that belong to them.
+
+Imports no network, so that a command line can be parsed at once. What the networks look like is written
+down beside them; `thinksound.families` puts a preset's networks together.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .config import MMDiTConfig, MotionConfig, OobleckConfig, SpectrogramVAEConfig, SynchformerConfig
 from .errors import InputError
+from .runtime.placement import Need
 
-# The five networks of a request, in the order in which it needs them.
-NETWORKS = ("metaclip", "t5", "synchformer", "dit", "vae")
 
-TINY_MMDIT = MMDiTConfig(
-    latent_dim=32,
-    clip_dim=64,
-    clip_text_dim=64,
-    sync_dim=96,
-    text_dim=128,
-    hidden_dim=96,
-    depth=6,
-    fused_depth=4,
-    num_heads=4,
-)
-TINY_VAE = SpectrogramVAEConfig()  # 512 samples a latent, 31.25 latents a second
-TINY_SYNCHFORMER = MotionConfig()
+@dataclass(frozen=True)
+class NetworkFile(Need):
+    """One network of a preset; ``parameters`` are those that generation needs (of a VAE the decoder)."""
+
+    key: str = ""  # of its weights, in checkpoints.registry
 
 
 @dataclass(frozen=True)
@@ -30,64 +24,59 @@ class Preset:
     """One model that `thinksound.load` knows."""
 
     name: str
+    family: str  # module in thinksound.families
+    size: str  # key of the family's network sizes
     summary: str
-    mmdit: MMDiTConfig
-    vae: OobleckConfig | SpectrogramVAEConfig
-    synchformer: SynchformerConfig | MotionConfig
-    weights: dict[str, str]  # network -> key in checkpoints.registry
-    parameters: dict[str, int]  # network -> parameters that inference needs (of the VAE the decoder)
+    networks: dict[str, NetworkFile]  # in the order in which a request needs them
     guidance_scale: float  # where a request names none
+    steps: int  # where a request names none
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Network to the key of its weight file."""
+        return {name: network.key for name, network in self.networks.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Of all networks together."""
+        return sum(network.parameters for network in self.networks.values())
 
 
 LIGHT = Preset(
     name="thinksound-light",
+    family="thinksound",
+    size="published",
     summary="the published light checkpoint",
-    mmdit=MMDiTConfig(),
-    vae=OobleckConfig(),
-    synchformer=SynchformerConfig(),
-    weights={
-        "metaclip": "metaclip",
-        "t5": "t5",
-        "synchformer": "synchformer",
-        "dit": "thinksound_light",
-        "vae": "vae",
-    },
-    parameters={
-        "metaclip": 986_109_441,
-        "t5": 1_223_527_424,
-        "synchformer": 122_440_704,
-        "dit": 1_277_117_632,
-        "vae": 78_122_626,
+    networks={
+        "metaclip": NetworkFile(986_109_441, key="metaclip", is_encoder=True),
+        "t5": NetworkFile(1_223_527_424, key="t5", is_encoder=True),
+        "synchformer": NetworkFile(122_440_704, key="synchformer", is_encoder=True),
+        "dit": NetworkFile(1_277_117_632, key="thinksound_light"),
+        "vae": NetworkFile(78_122_626, key="vae", always_float32=True),
     },
     guidance_scale=5.0,
+    steps=24,
 )
 FULL = replace(
     LIGHT,
     name="thinksound",
     summary="the published trainer checkpoint of the same network",
-    weights=LIGHT.weights | {"dit": "thinksound"},
+    networks=LIGHT.networks | {"dit": replace(LIGHT.networks["dit"], key="thinksound")},
 )
 TINY = Preset(
     name="tiny",
-    summary="every network at a small size, bundled; trained on made clips, knows their sounds alone",
-    mmdit=TINY_MMDIT,
-    vae=TINY_VAE,
-    synchformer=TINY_SYNCHFORMER,
-    weights={
-        "metaclip": "tiny_metaclip",
-        "t5": "tiny_t5",
-        "synchformer": "tiny_synchformer",
-        "dit": "tiny_dit",
-        "vae": "tiny_vae",
-    },
-    parameters={
-        "metaclip": 445_697,
-        "t5": 443_648,
-        "synchformer": 526_144,
-        "dit": 3_583_200,
-        "vae": 868_740,
+    family="tiny",
+    size="tiny",
+    summary="every network at a small size, bundled; trained on synthetic clips, knows their sounds alone",
+    networks={
+        "metaclip": NetworkFile(445_697, key="tiny_metaclip", is_encoder=True),
+        "t5": NetworkFile(443_648, key="tiny_t5", is_encoder=True),
+        "synchformer": NetworkFile(526_144, key="tiny_synchformer", is_encoder=True),
+        "dit": NetworkFile(3_583_200, key="tiny_dit"),
+        "vae": NetworkFile(868_740, key="tiny_vae", always_float32=True),
     },
     guidance_scale=4.0,
+    steps=24,
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LIGHT, FULL, TINY)}

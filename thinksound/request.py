@@ -10,7 +10,7 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -21,6 +21,9 @@ from .rates import MAX_DURATION_S, MIN_DURATION_S
 
 MAX_SEED = 2**32 - 1  # what the original's seeding accepts
 MAX_TEXT = 10_000  # characters; the encoders read the first 77 tokens
+
+# Called as progress(stage, done, total) while a request runs.
+Progress = Callable[[str, int, int], None]
 
 # Names that options had before, or have elsewhere; scripts that use them go on working.
 OLDER_NAMES = {
@@ -80,14 +83,14 @@ class Options:
         InputError: one is out of range, of another type, unknown, or given under two names.
     """
 
-    num_inference_steps: int = 24
+    num_inference_steps: int | None = None  # None: as the preset
     cfg_scale: float | None = None  # 1 follows the conditions, more exaggerates; None: as the preset
     seed: int | None = None  # None draws one; the result says which
     duration: float | None = None  # use the first seconds only; None is the whole video
 
     def __init__(
         self,
-        num_inference_steps: int = 24,
+        num_inference_steps: int | None = None,
         cfg_scale: float | None = None,
         seed: int | None = None,
         duration: float | None = None,
@@ -100,12 +103,10 @@ class Options:
             "duration": duration,
         }
         if older:
-            chosen = {name: value for name, value in given.items() if value is not getattr(Options, name)}
+            chosen = {name: value for name, value in given.items() if value is not None}
             given |= by_current_names({**chosen, **older}, OPTIONS)
         for name, value in given.items():
-            if value is not None or name == "num_inference_steps":
-                value = OPTIONS[name].check(name, value)
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, None if value is None else OPTIONS[name].check(name, value))
 
 
 OPTIONS = {"num_inference_steps": STEPS, "cfg_scale": CFG_SCALE, "seed": SEED, "duration": DURATION}
@@ -140,27 +141,32 @@ def by_current_names(
     return found
 
 
-def check_texts(caption: str, cot: str) -> tuple[str, str]:
-    """The two texts as the encoders get them: caption, and cot or else the caption.
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a request; checked on construction. Families read some of them.
 
     Raises:
         InputError: one is too long, or no text.
     """
-    for name, text in (("caption", caption), ("cot", cot)):
-        if not isinstance(text, str):
-            raise InputError(
-                f'{name} {describe(text)} is not a text; give a str, or "" for none', option=name
-            )
-        if len(text) > MAX_TEXT:
-            raise InputError(
-                f"{name} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed, "
-                "and the networks read only about the first 60 words",
-                option=name,
-            )
-        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError(f"{name} is not valid Unicode text; give it in UTF-8", option=name)
-    caption = caption.strip()
-    return caption, cot.strip() or caption
+
+    caption: str = ""  # what is heard, in a few words
+    cot: str = ""  # chain of thought: the sound step by step
+    negative_prompt: str = ""  # what is not to be heard
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            if not isinstance(text, str):
+                raise InputError(
+                    f'{name} {describe(text)} is not a text; give a str, or "" for none', option=name
+                )
+            if len(text) > MAX_TEXT:
+                raise InputError(
+                    f"{name} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed, "
+                    "and the networks read only about the first 60 words",
+                    option=name,
+                )
+            if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise InputError(f"{name} is not valid Unicode text; give it in UTF-8", option=name)
 
 
 def as_path(name: str, value: object, wanted: str = "the path of one file") -> Path:

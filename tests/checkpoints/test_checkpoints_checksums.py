@@ -13,16 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import published
+from support import networks, published
 from support.paths import WEIGHTS
 from support.published import assert_holds, load_network, overwrite, tensors_of
 
 from thinksound.checkpoints import checksums
-from thinksound.checkpoints.load import load_vae
 from thinksound.checkpoints.registry import default_weights_dir
 from thinksound.cli import main
 from thinksound.errors import WeightsError
-from thinksound.presets import TINY
 
 
 def test_a_file_is_recorded_when_it_first_loads_and_not_hashed_again(
@@ -168,7 +166,7 @@ def test_a_damaged_table_of_bundled_files_is_named(tmp_path: Path) -> None:
     for content in (*TABLES, '{"vae.safetensors": 1}'):
         (tmp_path / "tiny" / checksums.TABLE).write_text(content)
         with pytest.raises(WeightsError, match=r"checksums\.json: cannot be read .*; restore it with git"):
-            load_vae(tmp_path, "tiny_vae", TINY.vae, torch.float32)
+            networks.load(tmp_path, "vae")
 
 
 def test_bundled_files_are_held_to_their_committed_table(tmp_path: Path) -> None:
@@ -180,7 +178,7 @@ def test_bundled_files_are_held_to_their_committed_table(tmp_path: Path) -> None
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=r"vae\.safetensors: not the file that comes with this project"):
-        load_vae(tmp_path, "tiny_vae", TINY.vae, torch.float32)
+        networks.load(tmp_path, "vae")
     rows = {row.path: row.status for row in checksums.verify(tmp_path, accept=True)}
     assert rows[path] == "changed", "a bundled file must not be acceptable"
     assert not (tmp_path / checksums.TABLE).exists()
@@ -191,7 +189,7 @@ def test_a_folder_that_was_named_is_used_or_refused(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("THINKSOUND_WEIGHTS", raising=False)
 
     def load(folder: Path) -> None:
-        load_vae(folder, "tiny_vae", TINY.vae, torch.float32)
+        networks.load(folder, "vae")
 
     absent, empty, own = tmp_path / "absent", tmp_path / "empty", tmp_path / "own"
     empty.mkdir()

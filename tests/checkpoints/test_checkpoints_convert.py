@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support import published
-from support.published import KEYS, assert_holds, load_network, overwrite, tensors_of
+from support.published import KEYS, assert_holds, load_network, load_t5, overwrite, tensors_of
 
 from thinksound.checkpoints import checksums
-from thinksound.checkpoints.convert import convert
-from thinksound.checkpoints.load import load_t5, locate
+from thinksound.checkpoints import convert as conversion
+from thinksound.checkpoints.load import locate
 from thinksound.checkpoints.locate import missing
 from thinksound.checkpoints.registry import weight_file
 from thinksound.errors import WeightsError
-from thinksound.models.mmdit import MMDiT
+from thinksound.families.find import contents_of, family_of
 from thinksound.presets import LIGHT
+
+convert = partial(conversion.convert, contents=contents_of)  # as the command does
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -41,7 +44,7 @@ def test_conversion_to_float32_changes_no_bit(tmp_path: Path, key: str) -> None:
 def test_a_converted_file_holds_the_network_alone_in_one_dtype(tmp_path: Path, key: str) -> None:
     folder = published.copies(tmp_path, key)
     seen: list[tuple[str, int, int]] = []
-    (row,) = convert(folder, [key], {key: torch.bfloat16}, lambda *step: seen.append(step))
+    (row,) = convert(folder, [key], {key: torch.bfloat16}, progress=lambda *step: seen.append(step))
     path = row.path / "model.safetensors" if row.path.is_dir() else row.path
     wanted = {name for name in tensors_of(key) if name != "encoder.embed_tokens.weight"}
     with safe_open(path, "pt") as file:
@@ -52,6 +55,7 @@ def test_a_converted_file_holds_the_network_alone_in_one_dtype(tmp_path: Path, k
     source = source / "pytorch_model.bin" if source.is_dir() else source
     assert metadata == {
         "format": "pt",
+        "names": "network",
         "dtype": "bfloat16",
         "source": source.name,
         "source_sha256": checksums.file_sha256(source),
@@ -77,7 +81,7 @@ def test_a_converted_text_encoder_is_a_whole_folder(tmp_path: Path) -> None:
         "tokenizer_config.json",
     }
     shutil.rmtree(folder / "t5-v1_1-xl")
-    assert load_t5(folder, "t5", torch.float32).encode("a dog barks").shape == (77, 64)
+    assert load_t5(folder).encode("a dog barks").shape == (77, 64)
 
 
 def test_which_file_serves_which_dtype(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,7 +169,7 @@ def test_a_disk_that_takes_no_more_leaves_no_file_and_one_message(tmp_path: Path
 @pytest.mark.parametrize("wrapped", ["", "module.", "_orig_mod.", "student.dit."])
 def test_a_fine_tune_is_converted_behind_any_prefix(tmp_path: Path, wrapped: str) -> None:
     with torch.device("meta"):
-        names = MMDiT(LIGHT.mmdit).state_dict().keys()
+        names = family_of(LIGHT).create("dit").state_dict().keys()
     state = {wrapped + name: torch.full((2,), float(index)) for index, name in enumerate(names)}
     others = {"loss.weight": torch.ones(1)} if wrapped == "student.dit." else {}
     published.save({"model": state | others}, tmp_path / "thinksound_light.ckpt")
@@ -236,5 +240,5 @@ def test_conversion_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
         nonlocal peak
         peak = max(peak, anonymous())
 
-    convert(tmp_path, ["vae"], {"vae": torch.bfloat16}, watch)
+    convert(tmp_path, ["vae"], {"vae": torch.bfloat16}, progress=watch)
     assert peak - before < 30_000_000

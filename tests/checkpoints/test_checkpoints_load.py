@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from support import paths, published
-from support.published import KEYS, assert_holds, load_network, overwrite, tensors_of
+from support.networks import load_as
+from support.published import KEYS, assert_holds, load_network, load_t5, overwrite, tensors_of
 from support.reference import SMALL_MMDIT
 from torch import Tensor
 
 from thinksound.checkpoints import checksums
-from thinksound.checkpoints.load import load_file, load_mmdit, load_t5, locate
+from thinksound.checkpoints.load import load_file, locate
 from thinksound.checkpoints.locate import missing
 from thinksound.checkpoints.registry import WEIGHTS, default_weights_dir, weight_file
-from thinksound.config import MMDiTConfig
 from thinksound.errors import WeightsError
-from thinksound.models.mmdit import MMDiT
+from thinksound.models.mmdit import MMDiT, MMDiTConfig
 
 # --- what loads --------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def test_text_encoders_load_from_every_layout_of_their_folder(
 
 
 def test_the_embedding_of_t5_is_one_tensor_also_after_a_move(tmp_path: Path) -> None:
-    model = load_t5(published.copies(tmp_path, "t5"), "t5", torch.bfloat16).model
+    model = load_t5(published.copies(tmp_path, "t5"), torch.bfloat16).model
     model.to(torch.float32)  # type: ignore[arg-type]  # the stub of the wrapper takes no self
     assert model.shared.weight is model.encoder.embed_tokens.weight
 
@@ -256,7 +256,7 @@ def test_weights_of_another_size_name_both_sizes(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"of another size: .* is \(.*\), MMDiT has \(.*1024.*choose the preset"
     ):
-        load_mmdit(folder, "thinksound_light", MMDiTConfig(), torch.float32)
+        load_as(MMDiT, MMDiTConfig(), folder, "thinksound_light", torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 import torch
 from support.paths import MANIFESTS
 
-from thinksound.config import MMDiTConfig, OffsetConfig, OobleckConfig, SynchformerConfig
-from thinksound.models.mmdit import MMDiT
-from thinksound.models.oobleck import AudioVAE
-from thinksound.models.synchformer import VisualTower
+from thinksound.models.mmdit import MMDiT, MMDiTConfig
+from thinksound.models.oobleck import AudioVAE, OobleckConfig
+from thinksound.models.synchformer import SynchformerConfig, VisualTower
+from thinksound.models.synchformer_audio import OffsetConfig
 from thinksound.models.synchformer_offset import SynchformerOffset
 
 CASES = [

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +28,14 @@ from thinksound.data.shards import PreparedClips
 from thinksound.data.sources import FileSource, MadeSource, made_sources
 from thinksound.data.tables import read_table
 from thinksound.errors import InputError
-from thinksound.models.spectrogram_vae import SpectrogramVAE
+from thinksound.families.find import family_of
 from thinksound.presets import LIGHT, TINY
 
 pytestmark = pytest.mark.slow
 
-RATE, HOP = TINY.vae.sample_rate, TINY.vae.hop
+SOUND = family_of(TINY).sound
+RATE, HOP = SOUND.sample_rate, SOUND.hop
+CONDITIONS = ("clip_features", "sync_features", "text_features", "t5_features")
 MADE = made_sources("standard", range(1_000_000, 1_000_005))
 
 
@@ -80,17 +84,17 @@ def test_a_video_becomes_the_features_that_generation_sees(pipeline, tmp_path):
     assert clips.names == ["v.mp4", "v.mp4@1"]
     batch = clips.batch([0, 1])
     wanted = pipeline.encode(pipeline.decode(video, 1.0), "rain", "rain on a roof")
-    for name in ("clip_features", "sync_features", "text_features", "t5_features"):
-        stored = getattr(batch, name)
+    assert set(batch.features) == set(wanted) == set(CONDITIONS)
+    for name, stored in batch.features.items():
         assert stored.dtype == torch.float32
-        assert near(stored[0], getattr(wanted, name)), name
+        assert near(stored[0], wanted[name]), name
     assert batch.has_video.tolist() == [True, True]
 
     # The second clip is the second second.
     decoded = pipeline.decode(video)
-    second = pipeline.metaclip.encode_frames(decoded.clip_frames[8:16])
-    assert near(batch.clip_features[1], second)
-    assert not near(batch.clip_features[0], second)
+    second = pipeline.model.metaclip.encode_frames(decoded.frames["clip"][8:16])
+    assert near(batch.features["clip_features"][1], second)
+    assert not near(batch.features["clip_features"][0], second)
 
 
 def test_latents_are_those_of_the_sound_from_each_clips_beginning(pipeline, tmp_path):
@@ -103,7 +107,7 @@ def test_latents_are_those_of_the_sound_from_each_clips_beginning(pipeline, tmp_
     wave = torch.from_numpy(noise(3.3).T)
     for row, start in ((0, 2 * RATE), (1, 0)):
         with torch.inference_mode():
-            mean, scale = pipeline.vae.encode(wave[None, :, start : start + length * HOP])
+            mean, scale = pipeline.model.encode_sound(wave[None, :, start : start + length * HOP])
         assert near(batch.latent_mean[row], mean[0])
         assert near(batch.latent_scale[row], scale[0])
 
@@ -114,7 +118,7 @@ def test_sound_alone_has_no_video_and_stands_beside_clips_that_have(pipeline, tm
     prepare_clips(pipeline, [source(p) for p in (*files, tmp_path / "m.mp3")], tmp_path / "p", duration_s=1)
     batch = PreparedClips(tmp_path / "p").batch([0, 1, 2])
     assert batch.has_video.tolist() == [True, False, False]
-    for features in (batch.clip_features, batch.sync_features):
+    for features in (batch.features["clip_features"], batch.features["sync_features"]):
         assert features[0].any()
         assert not features[1:].any()
 
@@ -124,44 +128,58 @@ def test_a_made_clip_is_its_scene(pipeline, made):
     assert clips.names == [each.name for each in MADE]
     (clip,) = MadeSource("standard", 1_000_003).read(clips.layout)
     assert isinstance(clip, Clip)
-    features = pipeline._encode(clip.clip_frames, clip.sync_frames, clip.caption, clip.cot)
+    features = pipeline.encode(clip.frames, clip.texts.caption, clip.texts.cot)
     batch = clips.batch([3])
-    for name in ("clip_features", "sync_features", "text_features", "t5_features"):
-        assert near(getattr(batch, name)[0], getattr(features, name)), name
+    assert set(batch.features) == set(features) == set(CONDITIONS)
+    for name, stored in batch.features.items():
+        assert near(stored[0], features[name]), name
 
 
-def test_each_text_is_encoded_once(pipeline, tmp_path, monkeypatch):
+@pytest.fixture
+def change_t5(pipeline, monkeypatch):
+    """Puts a function of a text and of its T5 features in the place of T5."""
+    encode = pipeline.model.t5.encode
+
+    def change(function: Callable[[str, Tensor], Tensor]) -> None:
+        steps = tuple(
+            replace(step, encode=lambda text: function(text, encode(text))) if step.network == "t5" else step
+            for step in pipeline.model.text_steps
+        )
+        assert steps != pipeline.model.text_steps
+        monkeypatch.setattr(pipeline.model, "text_steps", steps)
+
+    return change
+
+
+def test_each_text_is_encoded_once(pipeline, tmp_path, change_t5):
     texts: list[str] = []
-    encode = pipeline.t5.encode
 
-    def counted(text: str) -> Tensor:
+    def counted(text: str, features: Tensor) -> Tensor:
         texts.append(text)
-        return encode(text)
+        return features
 
-    monkeypatch.setattr(pipeline.t5, "encode", counted)
+    change_t5(counted)
     path = write_noise(tmp_path / "n.wav", 3)
     prepare_clips(pipeline, [source(path, cot="one"), source(path, cot="two")], tmp_path / "p", duration_s=1)
     assert texts == ["one", "two"]
 
 
-def test_values_too_large_for_float16_are_kept(pipeline, tmp_path, monkeypatch):
-    encode = type(pipeline.t5).encode
-    monkeypatch.setattr(pipeline.t5, "encode", lambda text: encode(pipeline.t5, text) * 1e6)
+def test_values_too_large_for_float16_are_kept(pipeline, tmp_path, change_t5):
+    change_t5(lambda text, features: features * 1e6)
     prepare_clips(pipeline, [source(write_noise(tmp_path / "n.wav", 1))], tmp_path / "p", duration_s=1)
-    stored = PreparedClips(tmp_path / "p").batch([0]).t5_features[0]
-    assert torch.allclose(stored, encode(pipeline.t5, "a sound") * 1e6, rtol=0.01)
+    stored = PreparedClips(tmp_path / "p").batch([0]).features["t5_features"][0]
+    assert torch.allclose(stored, pipeline.model.t5.encode("a sound") * 1e6, rtol=0.01)
 
 
-def test_features_that_are_no_numbers_never_reach_training(pipeline, tmp_path, monkeypatch):
-    encode = type(pipeline.t5).encode
+def test_features_that_are_no_numbers_never_reach_training(pipeline, tmp_path, change_t5):
     factor = {"bad": float("nan"), "good": 1.0}
-    monkeypatch.setattr(pipeline.t5, "encode", lambda text: encode(pipeline.t5, text) * factor[text])
+    change_t5(lambda text, features: features * factor[text])
     files = [write_noise(tmp_path / f"{index}.wav", 1) for index in range(3)]
     sources = [source(path, text) for path, text in zip(files, ("good", "bad", "good"), strict=True)]
     prepared = prepare_clips(pipeline, sources, tmp_path / "p", duration_s=1)
     clips = PreparedClips(tmp_path / "p")
     assert clips.names == ["0.wav", "2.wav"]
-    assert clips.batch([0, 1]).t5_features.isfinite().all()
+    assert clips.batch([0, 1]).features["t5_features"].isfinite().all()
     assert [(each.name, "not numbers" in each.reason) for each in prepared.skipped] == [("1.wav", True)]
 
 
@@ -240,9 +258,8 @@ def test_a_folder_keeps_to_one_length_and_one_set_of_weights(pipeline, made, tmp
     with pytest.raises(InputError, match="holds clips of 2 s for tiny, wanted are 3 s for tiny"):
         prepare_clips(pipeline, MADE, made, duration_s=3, shard_size=2)
     other = thinksound.load("tiny", device="cpu")
-    assert isinstance(other.vae, SpectrogramVAE) and other.vae.encoder.out.bias is not None
     with torch.no_grad():
-        other.vae.encoder.out.bias.add_(0.1)
+        other.model.sound_encoder.get_parameter("out.bias").add_(0.1)
     with pytest.raises(InputError, match="other weights of tiny"):
         prepare_clips(other, MADE, made, duration_s=2, shard_size=2)
     assert contents(made) == before

@@ -18,14 +18,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from thinksound import WeightsError
-from thinksound.config import SynchformerConfig
 from thinksound.encoders.metaclip import MetaCLIP, build_metaclip
+from thinksound.encoders.motion import encode_motion
+from thinksound.encoders.pixels import normalize_sync
 from thinksound.encoders.pretrained import tokenize
 from thinksound.encoders.reading import read_text, reading_notes
 from thinksound.encoders.sync import encode_sync
 from thinksound.encoders.t5 import T5Text, build_t5
-from thinksound.models.synchformer import Synchformer
-from thinksound.rates import SYNC_SEGMENT, SYNC_STRIDE
+from thinksound.models.motion import MotionConfig, MotionTower
+from thinksound.models.synchformer import (
+    SYNC_SEGMENT,
+    SYNC_STRIDE,
+    SynchformerConfig,
+    VisualTower,
+    sync_segment_count,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -63,8 +70,8 @@ def t5_text(folders: Path) -> T5Text:
 
 
 @pytest.fixture(scope="module")
-def synchformer() -> Synchformer:
-    network = Synchformer(SynchformerConfig(embed_dim=16, depth=1, num_heads=2))
+def tower() -> VisualTower:
+    network = VisualTower(SynchformerConfig(embed_dim=16, depth=1, num_heads=2))
     randomize(network)
     return network
 
@@ -104,36 +111,51 @@ def test_picture_features_keep_their_length(clip: MetaCLIP) -> None:
     assert clip.encode_frames(random_frames(3)).norm(dim=-1).sub(1).abs().min() > 0.1
 
 
-def test_sync_features_do_not_depend_on_the_batch(synchformer: Synchformer) -> None:
+def test_sync_features_do_not_depend_on_the_batch(tower: VisualTower) -> None:
     frames = random_frames(SYNC_SEGMENT + 4 * SYNC_STRIDE)
-    together = encode_sync(synchformer, frames, segment_batch=5)
+    together = encode_sync(tower, frames, segment_batch=5)
     assert together.shape == (5 * 8, 16)
     for size in (1, 2):
         torch.testing.assert_close(
-            encode_sync(synchformer, frames, segment_batch=size), together, rtol=1e-5, atol=1e-5
+            encode_sync(tower, frames, segment_batch=size), together, rtol=1e-5, atol=1e-5
         )
 
 
-def test_sync_segments_start_every_8_pictures(synchformer: Synchformer) -> None:
+def test_sync_segments_start_every_8_pictures(tower: VisualTower) -> None:
     frames = random_frames(SYNC_SEGMENT + 2 * SYNC_STRIDE)
-    features = encode_sync(synchformer, frames, segment_batch=2)
+    features = encode_sync(tower, frames, segment_batch=2)
     for segment in range(3):
-        alone = encode_sync(synchformer, frames[segment * SYNC_STRIDE :][:SYNC_SEGMENT])
+        alone = encode_sync(tower, frames[segment * SYNC_STRIDE :][:SYNC_SEGMENT])
         torch.testing.assert_close(features[8 * segment :][:8], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_pictures_after_the_last_whole_segment_change_nothing(synchformer: Synchformer) -> None:
+def test_pictures_after_the_last_whole_segment_change_nothing(tower: VisualTower) -> None:
     frames = random_frames(SYNC_SEGMENT + SYNC_STRIDE - 1)
-    assert torch.equal(encode_sync(synchformer, frames), encode_sync(synchformer, frames[:SYNC_SEGMENT]))
+    assert torch.equal(encode_sync(tower, frames), encode_sync(tower, frames[:SYNC_SEGMENT]))
 
 
-def test_progress_counts_pictures_and_segments(clip: MetaCLIP, synchformer: Synchformer) -> None:
+@pytest.mark.parametrize("count", [SYNC_SEGMENT, 64, 150])
+def test_motion_features_are_as_many_as_synchformers_and_follow_the_whole_clip(count: int) -> None:
+    motion = MotionTower(MotionConfig(embed_dim=16, channels=(4, 4, 4), depth=1))
+    randomize(motion)
+    frames = random_frames(count)
+    calls: list[tuple[int, int]] = []
+    features = encode_motion(motion, frames, progress=lambda *call: calls.append(call))
+    assert features.shape == (8 * sync_segment_count(count), 16)
+    assert calls == [(done, count) for done in (*range(64, count, 64), count)]
+    # Reducing frames in batches is reducing them at once.
+    with torch.inference_mode():
+        followed = motion(normalize_sync(frames)[None])
+    torch.testing.assert_close(features, motion.spread(followed, len(features))[0], rtol=1e-5, atol=1e-5)
+
+
+def test_progress_counts_pictures_and_segments(clip: MetaCLIP, tower: VisualTower) -> None:
     calls: list[tuple[int, int]] = []
     clip.encode_frames(random_frames(5), batch_size=2, progress=lambda *call: calls.append(call))
     assert calls == [(2, 5), (4, 5), (5, 5)]
     calls.clear()
     frames = random_frames(SYNC_SEGMENT + 2 * SYNC_STRIDE)
-    encode_sync(synchformer, frames, segment_batch=2, progress=lambda *call: calls.append(call))
+    encode_sync(tower, frames, segment_batch=2, progress=lambda *call: calls.append(call))
     assert calls == [(2, 3), (3, 3)]
 
 

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from support.clips import render
+from support.decoded import decode_video
 from support.listeners import SMALL_OFFSET, without_favourite
 from support.reference import seeded
 
@@ -28,7 +29,6 @@ from thinksound.evaluation.files.folder import Networks, choose_metrics, evaluat
 from thinksound.evaluation.files.frechet import frechet_distance
 from thinksound.evaluation.files.pairing import find_clips
 from thinksound.evaluation.files.tagger import load_tagger
-from thinksound.media.decode import decode_video
 from thinksound.media.soundtrack import read_sound
 from thinksound.models.synchformer_offset import SynchformerOffset
 
@@ -304,7 +304,7 @@ def test_desync_takes_sound_and_picture_from_where_they_are(tmp_path, offset):
     write_sound(tmp_path / "made" / "d.wav", 7, seconds=5)
     with_late_pictures(tmp_path / "films" / "a.mp4", tmp_path / "made" / "a.wav", tmp_path / "made" / "e.mkv")
     # So that the answer about e depends on which part of its sound goes with the pictures.
-    frames = decode_video(tmp_path / "made" / "e.mkv").sync_frames
+    frames = decode_video(tmp_path / "made" / "e.mkv").frames["sync"]
     sound = read_sound(tmp_path / "made" / "e.mkv", 16_000, 180).waveform.mean(0)
     offset = without_favourite(offset, frames, sound)
     clips, _ = find_clips(tmp_path / "made", videos=tmp_path / "films")
@@ -318,7 +318,7 @@ def test_desync_takes_sound_and_picture_from_where_they_are(tmp_path, offset):
         decoded = decode_video(tmp_path / video)
         waveform = read_sound(tmp_path / made, 16_000, 180).waveform.mean(0)
         waveform = waveform[round(decoded.start_s * 16_000) :]
-        wanted[name] = list(predict_offsets(offset, decoded.sync_frames, waveform))
+        wanted[name] = list(predict_offsets(offset, decoded.frames["sync"], waveform))
     assert decoded.start_s == pytest.approx(0.32)
     assert list(predict_offsets(offset, frames, sound)) != wanted["e"]
     assert {name: numbers["desync"] for name, numbers in evaluation.clips.items()} == wanted

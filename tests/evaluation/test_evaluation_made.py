@@ -21,15 +21,16 @@ from thinksound.cli import main
 from thinksound.data.prepare import prepare_clips
 from thinksound.data.shards import PreparedClips
 from thinksound.data.sources import made_sources
-from thinksound.encoders.features import Features
 from thinksound.errors import InputError
 from thinksound.evaluation.made.evaluate import EvaluationOptions, evaluate_made
 from thinksound.evaluation.made.judges import FOLDER, load_judges
 from thinksound.evaluation.made.rows import Recipe, choose, table_rows
 from thinksound.evaluation.made.sounds import Sounds
 from thinksound.evaluation.made.spectra import RATE
+from thinksound.families.tiny import SIZES, TinyFamily
 from thinksound.pipeline import Pipeline
-from thinksound.sampling.sample import draw_noise, sample_latents
+from thinksound.presets import TINY
+from thinksound.sampling.noise import draw_noise
 from thinksound.synthetic.make import CLIP_S
 from thinksound.synthetic.seeds import MEASURED
 
@@ -105,9 +106,7 @@ def test_a_sound_is_the_one_that_the_pipeline_makes(pipeline, sounds, clips):
     """What is measured is what users get: same features, same noise, same steps."""
     scene = sounds.references[1].scene
     batch = clips.batch([1])
-    features = Features(
-        batch.clip_features[0], batch.sync_features[0], batch.text_features[0], batch.t5_features[0]
-    )
+    features = {name: part[0] for name, part in batch.features.items()}
     options = thinksound.Options(num_inference_steps=2, cfg_scale=2.0, seed=scene.seed)
     _, latents = pipeline.sample(features, scene.duration_s, options)
     expected = pipeline.decode_audio(latents).numpy()
@@ -142,18 +141,20 @@ def test_what_is_absent_is_replaced_by_what_the_network_learned_for_it(pipeline,
     everything = replace(MODEL, guidance_scale=1.0, absent=("video", "text", "sync"))
     one, other = (sounds.make(everything, [index])[0] for index in (0, 1))
     batch = clips.batch([0])
-    empty = pipeline.mmdit.empty_features(batch.clip_features.shape[1], batch.sync_features.shape[1])
+    transformer, features = pipeline.model.transformer, batch.features
+    empty = transformer.empty_features(features["clip_features"].shape[1], features["sync_features"].shape[1])
     noise = draw_noise(sounds.references[0].scene.seed, *batch.latent_mean.shape[1:])
     with torch.inference_mode():
-        latents = sample_latents(pipeline.mmdit, empty, noise, 2, 1.0, lambda step: None)
+        latents = pipeline.family.follow(transformer, empty, noise, 2, 1.0, lambda step: None)
     assert np.abs(one - pipeline.decode_audio(latents[0]).numpy()).max() < 1e-4
     assert np.abs(one - other).max() > 1e-4, "the noise still differs"
 
 
 def test_scrambling_leaves_the_model_alone(pipeline, sounds):
-    before = {name: tensor.clone() for name, tensor in pipeline.mmdit.state_dict().items()}
+    state = pipeline.model.transformer.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
     sounds.make(replace(MODEL, scrambled=True), [0])
-    assert all(torch.equal(before[name], tensor) for name, tensor in pipeline.mmdit.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.items())
 
 
 def test_a_partner_is_another_clip_of_the_same_sort(sounds):
@@ -167,16 +168,11 @@ def test_a_partner_is_another_clip_of_the_same_sort(sounds):
 
 
 def test_sounds_of_another_rate_are_brought_to_the_judges(pipeline, tmp_path):
-    faster = replace(pipeline.preset, vae=replace(pipeline.preset.vae, sample_rate=32_000))
-    changed = Pipeline(
-        faster,
-        pipeline.metaclip,
-        pipeline.t5,
-        pipeline.synchformer,
-        pipeline.mmdit,
-        pipeline.vae,
-        pipeline.placement,
-    )
+    sizes = SIZES[TINY.size]
+    faster = TinyFamily(TINY, replace(sizes, vae=replace(sizes.vae, sample_rate=32_000)))
+    model = pipeline.model
+    whole = {"metaclip": model.metaclip, "t5": model.t5, "vae": model.vae}  # more than what is placed
+    changed = Pipeline(TINY, faster.assemble({**model.networks, **whole}), pipeline.placement)
     prepare_clips(changed, made_sources("standard", MEASURED[:1]), tmp_path, duration_s=CLIP_S)
     sounds = Sounds(changed, "standard", PreparedClips(tmp_path))
     assert sounds.latent_rate_hz == 62.5

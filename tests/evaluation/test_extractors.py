@@ -26,6 +26,7 @@ from support.listeners import (
     write_ast,
     write_synchformer,
 )
+from support.networks import load_as
 from support.paths import MANIFESTS
 from support.reference import assert_close, golden, seeded
 from torch import Tensor
@@ -34,14 +35,12 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 from thinksound.checkpoints.checksums import verify
 from thinksound.checkpoints.convert import convert
-from thinksound.checkpoints.load import load_synchformer_offset
 from thinksound.checkpoints.locate import missing
-from thinksound.config import OffsetConfig
 from thinksound.errors import MediaError, WeightsError
 from thinksound.evaluation.files.clap import Clap, load_clap
 from thinksound.evaluation.files.desync import RATE, SEGMENT, STRIDE, log_mel, offset_grid, predict_offsets
 from thinksound.evaluation.files.tagger import Tagger, load_tagger
-from thinksound.models.synchformer_audio import SpectrogramTransformer
+from thinksound.models.synchformer_audio import OffsetConfig, SpectrogramTransformer
 from thinksound.models.synchformer_offset import SynchformerOffset
 
 pytestmark = pytest.mark.slow
@@ -85,14 +84,14 @@ def test_published_size_is_read_whole_and_equals_the_original(tmp_path):
     state = {key: torch.from_numpy(array) for key, array in fill_state_dict(manifest).items()}
     torch.save(state, tmp_path / SYNCHFORMER)
     del state
-    network = load_synchformer_offset(tmp_path, "synchformer_offset", OffsetConfig(), torch.float32)
+    network = load_as(SynchformerOffset, OffsetConfig(), tmp_path, "synchformer_offset", torch.float32)
     (tmp_path / SYNCHFORMER).unlink()
     check_offset(network, "synchformer_offset_full")
 
 
 def test_every_tensor_of_the_checkpoint_is_taken(tmp_path):
     wanted = write_synchformer(tmp_path)
-    network = load_synchformer_offset(tmp_path, "synchformer_offset", SMALL_OFFSET, torch.float32)
+    network = load_as(SynchformerOffset, SMALL_OFFSET, tmp_path, "synchformer_offset", torch.float32)
     held = network.state_dict()
     assert set(held) == set(wanted) and all(torch.equal(held[name], wanted[name]) for name in wanted)
     assert not network.training
@@ -107,7 +106,7 @@ def test_a_checkpoint_with_less_or_more_is_refused(tmp_path, change, says):
         tensors["transformer.sync_head.weight"] = torch.ones(2, 48)
     torch.save(tensors, tmp_path / SYNCHFORMER)
     with pytest.raises(WeightsError, match=says):
-        load_synchformer_offset(tmp_path, "synchformer_offset", SMALL_OFFSET, torch.float32)
+        load_as(SynchformerOffset, SMALL_OFFSET, tmp_path, "synchformer_offset", torch.float32)
 
 
 def test_spectrogram_transformer_equals_that_of_transformers():
@@ -189,7 +188,7 @@ def test_the_converted_half_does_not_stand_for_the_whole(tmp_path):
         "synchformer_offset"
     ]
     with pytest.raises(WeightsError, match=f"weights are missing in .*\n  {SYNCHFORMER}, from FunAudioLLM"):
-        load_synchformer_offset(tmp_path, "synchformer_offset", SMALL_OFFSET, torch.float32)
+        load_as(SynchformerOffset, SMALL_OFFSET, tmp_path, "synchformer_offset", torch.float32)
 
 
 def test_the_file_of_two_networks_is_verified_once(tmp_path):

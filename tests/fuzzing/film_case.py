@@ -13,11 +13,12 @@ from typing import Any
 
 import av
 import torch
+from support.decoded import decode_video
 
 from fuzzing import WrongResult
 from thinksound.cli import main
 from thinksound.errors import MediaError
-from thinksound.media.decode import DecodedVideo, decode_video
+from thinksound.media.decode import DecodedVideo
 from thinksound.media.mux import mux
 from thinksound.media.soundtrack import read_sound
 from thinksound.rates import audio_sample_count

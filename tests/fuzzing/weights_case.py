@@ -20,6 +20,7 @@ from fuzzing.mutations import BYTES, flip_bits, mutate_json, odd_value
 from thinksound.checkpoints import checksums
 from thinksound.checkpoints.convert import convert
 from thinksound.checkpoints.registry import weight_file
+from thinksound.families.find import contents_of
 
 LAYOUTS = ("model.safetensors", "sharded safetensors", "pytorch_model.bin", "legacy bin", "sharded bin")
 
@@ -151,7 +152,7 @@ def run_weights(folder: Path, output: Path, case: dict[str, Any]) -> str:
     """Load the network, or convert the file; what loads must hold numbers."""
     key = case["key"]
     if case["convert"]:
-        (row,) = convert(folder, [key], {key: torch.bfloat16})
+        (row,) = convert(folder, [key], {key: torch.bfloat16}, contents_of)
         return f"converted: {row.tensors} tensors"
     network = published.load_network(folder, key)
     for name, tensor in network.state_dict().items():

@@ -12,13 +12,12 @@ import pytest
 import soundfile
 import torch
 
-from thinksound.config import OobleckConfig, SpectrogramVAEConfig
 from thinksound.errors import OutputError, PlacementError, ThinkSoundError
+from thinksound.families.find import family_of
 from thinksound.media import files
 from thinksound.media.audio import fit_length, to_pcm16, write_wav
 from thinksound.media.files import whole_file
-from thinksound.presets import LIGHT, TINY
-from thinksound.rates import audio_sample_count, latent_frame_count
+from thinksound.presets import PRESETS, Preset
 
 
 def tone(samples: int, level: float = 0.3) -> torch.Tensor:
@@ -66,12 +65,13 @@ def test_missing_samples_are_filled_without_a_click(missing: int) -> None:
         assert fitted[:, 4096 : 4096 + missing // 4].abs().max() > 16000  # and it is no silence
 
 
-@pytest.mark.parametrize("vae", [LIGHT.vae, TINY.vae], ids=["published", "tiny"])
-def test_every_duration_can_be_reached_from_its_latents(vae: OobleckConfig | SpectrogramVAEConfig) -> None:
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_every_duration_can_be_reached_from_its_latents(preset: Preset) -> None:
+    sound = family_of(preset).sound
     for hundredths in range(10, 18_001, 7):
         duration_s = hundredths / 100
-        generated = latent_frame_count(duration_s, vae.sample_rate, vae.hop) * vae.hop
-        assert audio_sample_count(duration_s, vae.sample_rate) - generated <= vae.hop // 2 < generated
+        generated = sound.latent_length(duration_s) * sound.hop
+        assert sound.sample_count(duration_s) - generated <= sound.hop // 2 < generated
 
 
 def test_wav_holds_the_very_samples(tmp_path: Path) -> None:
@@ -114,7 +114,8 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 def test_a_limit_on_file_sizes_gives_one_message_and_no_file(tmp_path: Path) -> None:
     program = """
 import resource, signal, sys, torch
-from thinksound.config import OobleckConfig, SpectrogramVAEConfig
+from thinksound.models.oobleck import OobleckConfig
+from thinksound.models.spectrogram_vae import SpectrogramVAEConfig
 from thinksound.errors import OutputError
 from thinksound.media.audio import write_wav
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -20,13 +20,13 @@ from av.filter import Graph
 from PIL import Image
 from support import clips as make
 from support import paths
+from support.decoded import decode_video
 
+from thinksound.encoders.pixels import clip_pixels, sync_pixels
+from thinksound.encoders.views import clip_frame_count, sync_frame_count
 from thinksound.errors import InputError, MediaError
-from thinksound.media.decode import decode_video
 from thinksound.media.editlist import edit_list_end
-from thinksound.media.frames import clip_pixels, sync_pixels
 from thinksound.media.probe import probe
-from thinksound.rates import clip_frame_count, sync_frame_count
 
 CLIPS = sorted(path.name for path in paths.CLIPS.iterdir())
 NO_TIMES = ["avi_h264_b.avi", "avi_mpeg4_b.avi"]
@@ -56,8 +56,8 @@ def test_chosen_pictures_equal_the_reference(clips: Path, frames_reference: dict
     pictures = rgb_by_digest(clips / name)
     turns = reference["display_rotation"] // 90 % 4
     for frames, expected, pixels, count in [
-        (video.clip_frames, reference["torio_8fps"], clip_pixels, clip_frame_count(video.duration_s)),
-        (video.sync_frames, reference["torio_25fps"], sync_pixels, sync_frame_count(video.duration_s)),
+        (video.frames["clip"], reference["torio_8fps"], clip_pixels, clip_frame_count(video.duration_s)),
+        (video.frames["sync"], reference["torio_25fps"], sync_pixels, sync_frame_count(video.duration_s)),
     ]:
         assert len(frames) == count
         # The reference ends where its last picture starts; what is missing repeats the last entry.
@@ -102,8 +102,9 @@ def test_each_tick_shows_the_last_picture_that_fell_on_it(
         make.render(tmp_path / f"clip.{container}", times=times, size=SQUARE, options=B_FRAMES)
     )
     assert video.frame_count == len(times)
-    assert numbers(video.clip_frames) == expected_indices(video.timeline.times, 8, len(video.clip_frames))
-    assert numbers(video.sync_frames) == expected_indices(video.timeline.times, 25, len(video.sync_frames))
+    for name, rate in (("clip", 8), ("sync", 25)):
+        frames = video.frames[name]
+        assert numbers(frames) == expected_indices(video.timeline.times, rate, len(frames))
     seen = [round(float(time - video.timeline.start), 3) for time in video.timeline.times]
     assert seen == pytest.approx(times, abs=0.0011)
 
@@ -113,8 +114,8 @@ def test_a_clock_that_starts_below_zero_rounds_away_from_it(tmp_path: Path) -> N
     keep = {"avoid_negative_ts": "disabled"}
     video = decode_video(make.remux(clip, tmp_path / "clip.ts", shift_s=-0.5, container_options=keep))
     assert video.start_s == -0.5
-    assert numbers(video.sync_frames) == expected_indices(video.timeline.times, 25, 25)
-    assert numbers(video.clip_frames) == expected_indices(video.timeline.times, 8, 8)
+    assert numbers(video.frames["sync"]) == expected_indices(video.timeline.times, 25, 25)
+    assert numbers(video.frames["clip"]) == expected_indices(video.timeline.times, 8, 8)
 
 
 @pytest.mark.parametrize("name", NO_TIMES)
@@ -123,10 +124,10 @@ def test_pictures_of_an_avi_come_in_order_at_an_even_pace(clips: Path, name: str
     assert video.timeline.times == tuple(Fraction(index, 25) for index in range(25))
     assert video.duration_s == 1.0
     pictures = list(rgb_by_digest(clips / name).values())
-    for frames, rate, pixels in [(video.clip_frames, 8, clip_pixels), (video.sync_frames, 25, sync_pixels)]:
-        for frame, index in zip(
-            frames.numpy(), expected_indices(video.timeline.times, rate, len(frames)), strict=True
-        ):
+    for name, rate, pixels in [("clip", 8, clip_pixels), ("sync", 25, sync_pixels)]:
+        frames = video.frames[name].numpy()
+        expected = expected_indices(video.timeline.times, rate, len(frames))
+        for frame, index in zip(frames, expected, strict=True):
             assert np.array_equal(frame, pixels(pictures[index]))
 
 
@@ -160,14 +161,14 @@ def test_pictures_hidden_by_an_edit_list_are_not_seen(tmp_path: Path) -> None:
     path = make.remux(long, tmp_path / "trimmed.mp4", shift_s=-1.0)
     video = decode_video(path)
     assert video.duration_s == pytest.approx(2.0) and video.frame_count == 50
-    assert numbers(video.sync_frames) == [25 + index for index in [*range(49), 48]]
+    assert numbers(video.frames["sync"]) == [25 + index for index in [*range(49), 48]]
 
 
 def test_a_still_at_the_end_of_a_recording_counts(tmp_path: Path) -> None:
     times = [n / 10 for n in range(10)] + [9.0]
     video = decode_video(make.render(tmp_path / "still.mp4", times=times, rate=10, size=SQUARE))
     assert video.duration_s == pytest.approx(9.1)
-    assert numbers(video.clip_frames)[8:] == [9] * (72 - 8)  # on screen for eight seconds
+    assert numbers(video.frames["clip"])[8:] == [9] * (72 - 8)  # on screen for eight seconds
 
 
 @pytest.mark.parametrize("options", [{"bf": "0"}, B_FRAMES])
@@ -257,7 +258,7 @@ def test_a_gif_shows_its_last_picture_as_long_as_it_says(tmp_path: Path) -> None
 def test_a_slide_show_of_one_picture_a_second_fills_every_tick(tmp_path: Path) -> None:
     video = decode_video(make.render(tmp_path / "slides.mp4", rate=1, frames=9, size=SQUARE))
     assert video.duration_s == 9.0
-    assert numbers(video.clip_frames) == [n // 8 for n in range(64)] + [7] * 8
+    assert numbers(video.frames["clip"]) == [n // 8 for n in range(64)] + [7] * 8
 
 
 @pytest.mark.parametrize("rate, frames", [(30, 3), (30, 4), (25, 3), (200, 20), (5, 1), (1, 1)])
@@ -265,9 +266,10 @@ def test_very_short_clips_work(tmp_path: Path, rate: int, frames: int) -> None:
     path = make.render(tmp_path / "short.mkv", codec="ffv1", rate=rate, frames=frames, size=SQUARE)
     video = decode_video(path)
     assert video.duration_s == pytest.approx(frames / rate, abs=0.001)
-    assert len(video.clip_frames) == clip_frame_count(video.duration_s)
-    assert len(video.sync_frames) == sync_frame_count(video.duration_s)
-    assert numbers(video.sync_frames) == expected_indices(video.timeline.times, 25, len(video.sync_frames))
+    sync = video.frames["sync"]
+    assert len(video.frames["clip"]) == clip_frame_count(video.duration_s)
+    assert len(sync) == sync_frame_count(video.duration_s)
+    assert numbers(sync) == expected_indices(video.timeline.times, 25, len(sync))
 
 
 def test_less_than_a_tenth_of_a_second_is_refused(clips: Path) -> None:
@@ -288,8 +290,8 @@ def test_a_cut_uses_the_ticks_of_the_whole_video(tmp_path: Path, duration_s: flo
     assert cut.duration_s == pytest.approx(duration_s)
     assert cut.timeline.cut == (duration_s < 2.0)
     assert cut.frame_count == sum(n / 30 < duration_s for n in range(60))
-    assert torch.equal(cut.clip_frames, whole.clip_frames[: clip_frame_count(duration_s)])
-    assert torch.equal(cut.sync_frames, whole.sync_frames[: sync_frame_count(duration_s)])
+    assert torch.equal(cut.frames["clip"], whole.frames["clip"][: clip_frame_count(duration_s)])
+    assert torch.equal(cut.frames["sync"], whole.frames["sync"][: sync_frame_count(duration_s)])
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
@@ -298,7 +300,7 @@ def test_a_cut_within_a_still_keeps_the_still(tmp_path: Path, name: str) -> None
     clip = make.render(tmp_path / name, times=times, size=SQUARE, options=B_FRAMES)
     video = decode_video(clip, 3.0)
     assert video.duration_s == 3.0 and video.frame_count == 12 and video.timeline.cut
-    assert len(video.sync_frames) == 75 and numbers(video.sync_frames)[-1] == 11
+    assert len(video.frames["sync"]) == 75 and numbers(video.frames["sync"])[-1] == 11
 
 
 def test_a_cut_longer_than_the_video_changes_nothing(tmp_path: Path) -> None:
@@ -405,10 +407,10 @@ def test_awkward_files_simply_work(tmp_path: Path, case: str) -> None:
     assert video.frame_count == 25
     assert video.duration_s == pytest.approx(1.0)
     assert video.notes == ()
-    assert video.clip_frames.shape == (8, 224, 224, 3) and video.sync_frames.shape == (25, 224, 224, 3)
+    assert video.frames["clip"].shape == (8, 224, 224, 3) and video.frames["sync"].shape == (25, 224, 224, 3)
     expected = expected_indices(video.timeline.times, 25, 25)
     if case != "odd sides":
-        assert numbers(video.sync_frames) == expected
+        assert numbers(video.frames["sync"]) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="priorities are read on Linux alone")
@@ -464,7 +466,7 @@ def test_a_size_that_changes_is_followed(tmp_path: Path) -> None:
     joined.write_bytes(small.read_bytes() + large.read_bytes())
     video = decode_video(joined)
     assert not video.timeline.constant_shape
-    assert numbers(video.sync_frames) == [*range(25), *range(24), 23]
+    assert numbers(video.frames["sync"]) == [*range(25), *range(24), 23]
 
 
 def test_a_clock_that_starts_again_runs_on(tmp_path: Path) -> None:
@@ -501,7 +503,7 @@ def test_frames_with_one_time_move_by_less_than_one_interval(
     clip = make.render(tmp_path / "clip.mp4", frames=60, size=SQUARE, options=options)
     video = decode_video(make.remux(clip, tmp_path / "irregular.mkv", times=times))
     seen = video.timeline.times
-    assert [make.number_of(frame) for frame in video.sync_frames[:2].numpy()] in ([0, 1], [0, 2])
+    assert [make.number_of(frame) for frame in video.frames["sync"][:2].numpy()] in ([0, 1], [0, 2])
     assert len(seen) == 60 and all(before < after for before, after in pairwise(seen))
     latest = -1.0
     for time, stored in zip(seen, times, strict=True):
@@ -551,11 +553,12 @@ def test_memory_is_that_of_the_pictures_kept(tmp_path: Path) -> None:
     )
     program = """
 import resource, sys, torch
+from thinksound.encoders.views import METACLIP_VIEW, SYNC_VIEW
 from thinksound.media.decode import decode_video
 torch.set_num_threads(1)
-decode_video(sys.argv[2])
+decode_video(sys.argv[2], (METACLIP_VIEW, SYNC_VIEW))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert decode_video(sys.argv[1]).frame_count == 60
+assert decode_video(sys.argv[1], (METACLIP_VIEW, SYNC_VIEW)).frame_count == 60
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     small = make.render(tmp_path / "small.mp4")

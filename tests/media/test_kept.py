@@ -12,8 +12,8 @@ import pytest
 import torch
 from av.subtitles.stream import SubtitleStream
 from support import clips as make
+from support.decoded import decode_video
 
-from thinksound.media.decode import decode_video
 from thinksound.media.mux import MuxResult, mux
 from thinksound.rates import audio_sample_count
 

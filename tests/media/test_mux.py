@@ -18,9 +18,10 @@ import torch
 from av.sidedata.sidedata import Type as SideData
 from support import clips as make
 from support import paths
+from support.decoded import decode_video
 
 from thinksound.errors import MediaError, OutputError
-from thinksound.media.decode import DecodedVideo, decode_video
+from thinksound.media.decode import DecodedVideo
 from thinksound.media.mux import MuxResult, _decoding_times, _output_time_base, mux
 from thinksound.rates import MAX_DURATION_S, audio_sample_count
 
@@ -363,8 +364,8 @@ def test_what_mp4_cannot_hold_is_encoded_again_and_said(
     assert again.duration_s == pytest.approx(video.duration_s, abs=1e-4)
     check_sound(tmp_path / "out.mp4", video.duration_s)
     # The same pictures, to the eye: the mean error stays below two of 255 steps.
-    error = (again.clip_frames.float() - video.clip_frames.float()).abs().mean()
-    assert len(again.clip_frames) == len(video.clip_frames)
+    error = (again.frames["clip"].float() - video.frames["clip"].float()).abs().mean()
+    assert len(again.frames["clip"]) == len(video.frames["clip"])
     if video.start_s == 0 and case != "odd sides":  # else other pictures, or another scale, are compared
         assert error < 2
 
@@ -430,7 +431,7 @@ def test_colour_tags_are_kept(
         assert (frame.color_trc, frame.colorspace) == (transfer, matrix)
     again = decode_video(tmp_path / "out.mp4")
     # And mean the same: no conversion slipped in.
-    assert (again.clip_frames.int() - video.clip_frames.int()).abs().max() <= 6
+    assert (again.frames["clip"].int() - video.frames["clip"].int()).abs().max() <= 6
 
 
 # A logarithmic curve, YCgCo, BT.2020 with constant luminance.
@@ -465,7 +466,7 @@ def check_strange_colors(clip: Path, tags: tuple[int, int, int]) -> None:
     with av.open(clip) as container:
         frame = next(container.decode(video=0))
         assert (frame.color_primaries, frame.color_trc, frame.colorspace) == tags
-    pictures = decode_video(clip).sync_frames.numpy()
+    pictures = decode_video(clip).frames["sync"].numpy()
     assert [make.number_of(picture) for picture in pictures] == [*range(24), 23]
 
 
@@ -621,7 +622,7 @@ def test_hidden_pictures_stay_hidden(tmp_path: Path) -> None:
     assert muxed(video, tmp_path / "out.mp4").copied
     assert packets(tmp_path / "out.mp4") == packets(path)  # those needed for decoding included
     again = check_picture(tmp_path / "out.mp4", video)
-    assert make.number_of(again.sync_frames[0].numpy()) == 25
+    assert make.number_of(again.frames["sync"][0].numpy()) == 25
 
 
 @pytest.mark.parametrize("frames_shown", range(3, 20))
@@ -631,7 +632,7 @@ def test_a_cut_ends_with_its_last_picture_wherever_it_falls(tmp_path: Path, fram
     result = muxed(video, tmp_path / "out.mp4")
     again = check_picture(tmp_path / "out.mp4", video)
     assert again.frame_count == frames_shown
-    assert make.number_of(again.sync_frames[-1].numpy()) <= frames_shown - 1
+    assert make.number_of(again.frames["sync"][-1].numpy()) <= frames_shown - 1
     assert result.copied or "cut falls between" in result.reason
     if result.copied:
         assert packets(tmp_path / "out.mp4") == packets(path)[:frames_shown]
@@ -826,7 +827,7 @@ from thinksound.errors import MediaError, OutputError
 from thinksound.media.decode import decode_video
 from thinksound.media.mux import mux
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-video, output = decode_video(sys.argv[1]), pathlib.Path(sys.argv[2])
+video, output = decode_video(sys.argv[1], ()), pathlib.Path(sys.argv[2])
 sound = torch.randint(-9999, 9999, (2, round(44_100 * video.duration_s)), dtype=torch.int16)
 mux(video, sound, 44_100, output, {})
 size = output.stat().st_size

@@ -19,9 +19,9 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 from support import clips as make
+from support.decoded import decode_video
 
 from thinksound.errors import MediaError
-from thinksound.media.decode import decode_video
 from thinksound.media.probe import MAX_SIDE, _count_frames, probe
 
 
@@ -512,6 +512,7 @@ LOW_MEMORY = """
 import os, resource, sys
 from pathlib import Path
 import thinksound.media.decode
+from thinksound.encoders.views import METACLIP_VIEW, SYNC_VIEW
 from thinksound.errors import ThinkSoundError
 
 for megabytes in map(int, sys.argv[2:]):
@@ -519,7 +520,8 @@ for megabytes in map(int, sys.argv[2:]):
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + megabytes * 2**20,) * 2)
         try:
-            print(thinksound.media.decode.decode_video(sys.argv[1]).frame_count, flush=True)
+            video = thinksound.media.decode.decode_video(sys.argv[1], (METACLIP_VIEW, SYNC_VIEW))
+            print(video.frame_count, flush=True)
         except ThinkSoundError as error:
             print(type(error).__name__, str(error).split(": ")[-1], flush=True)
         os._exit(0)

@@ -13,9 +13,9 @@ import soundfile
 import torch
 from av.stream import Disposition
 from support import clips as make
+from support.decoded import decode_video
 
 from thinksound.errors import MediaError
-from thinksound.media.decode import decode_video
 from thinksound.media.soundtrack import read_sound
 
 RATE = 16_000

@@ -9,6 +9,7 @@ from shutil import rmtree
 import pytest
 import torch
 from parity.procedural import draw, fill_state_dict, load_manifest, sync_frames
+from support.networks import load_as
 from support.paths import MANIFESTS
 from support.reference import (
     FEATURES,
@@ -24,11 +25,9 @@ from support.reference import (
 from torch import Tensor
 from torch.nn.functional import pad
 
-from thinksound.checkpoints.load import load_mmdit, load_synchformer, load_vae
-from thinksound.config import MMDiTConfig, OobleckConfig, SynchformerConfig
-from thinksound.models.mmdit import MMDiT
-from thinksound.models.oobleck import AudioVAE
-from thinksound.models.synchformer import Synchformer
+from thinksound.models.mmdit import MMDiT, MMDiTConfig
+from thinksound.models.oobleck import AudioVAE, OobleckConfig
+from thinksound.models.synchformer import Synchformer, SynchformerConfig
 from thinksound.sampling.guidance import guided_velocity
 
 
@@ -189,9 +188,9 @@ def published(tmp_path_factory):
     rmtree(folder)
 
 
-def timed(load, folder, key, config, dtype):
+def timed(kind, config, folder, key, dtype):
     start = time.perf_counter()
-    network = load(folder, key, config, dtype)
+    network = load_as(kind, config, folder, key, dtype)
     print(f"{key} in {dtype}: loaded in {time.perf_counter() - start:.2f} seconds")
     return network
 
@@ -205,8 +204,8 @@ def report(what: str, got: torch.Tensor, wanted: torch.Tensor) -> None:
 def test_full_size_transformer(published):
     tensors, metadata = golden("dit_full_9s")
     inputs = golden_inputs(metadata)
-    network = timed(load_mmdit, published, "thinksound_light", MMDiTConfig(), torch.float32)
-    timed(load_mmdit, published, "thinksound_light", MMDiTConfig(), torch.float32)
+    network = timed(MMDiT, MMDiTConfig(), published, "thinksound_light", torch.float32)
+    timed(MMDiT, MMDiTConfig(), published, "thinksound_light", torch.float32)
     for video, scale in ((True, 1.0), (True, 5.0), (False, 5.0)):
         with torch.inference_mode():
             velocity = guided_velocity(network, features_of(inputs, network, video), 194, scale)
@@ -224,7 +223,7 @@ def test_full_size_transformer_in_bfloat16(published):
     # No claim of equality: the original under bfloat16 autocast is 3.1e-2 away from its own float32.
     tensors, metadata = golden("dit_full_9s")
     inputs = golden_inputs(metadata)
-    network = timed(load_mmdit, published, "thinksound_light", MMDiTConfig(), torch.bfloat16)
+    network = timed(MMDiT, MMDiTConfig(), published, "thinksound_light", torch.bfloat16)
     with torch.inference_mode():
         got = guided_velocity(network, features_of(inputs, network, True), 194, 5.0)(inputs["noise"], 0.9)
     error = relative_l2(got, tensors["out.video.cfg5"])
@@ -234,7 +233,7 @@ def test_full_size_transformer_in_bfloat16(published):
 
 @pytest.mark.parity
 def test_full_size_vae(published):
-    vae = load_vae(published, "vae", OobleckConfig(), torch.float32)
+    vae = load_as(AudioVAE, OobleckConfig(), published, "vae", torch.float32)
     with torch.inference_mode():
         tensors, _ = golden("vae_full_16f")
         report("VAE, decode", vae.decode(tensors["in.latent"]), tensors["out.audio"])
@@ -248,7 +247,7 @@ def test_full_size_vae(published):
 def test_full_size_vae_needs_float32(published):
     # Why runtime/precision.py keeps it there: in bfloat16 the noise is 31 dB below the sound.
     tensors, _ = golden("vae_full_16f")
-    vae = load_vae(published, "vae", OobleckConfig(), torch.bfloat16)
+    vae = load_as(AudioVAE, OobleckConfig(), published, "vae", torch.bfloat16)
     with torch.inference_mode():
         error = relative_l2(vae.decode(tensors["in.latent"]).float(), tensors["out.audio"])
     print(f"PARITY VAE in bfloat16, decode: {error:.1e}")
@@ -258,6 +257,6 @@ def test_full_size_vae_needs_float32(published):
 @pytest.mark.parity
 def test_full_size_synchformer(published):
     tensors, _ = golden("synchformer_full")
-    network = load_synchformer(published, "synchformer", SynchformerConfig(), torch.float32)
+    network = load_as(Synchformer, SynchformerConfig(), published, "synchformer", torch.float32)
     error = check_synchformer(network, sync_frames("sync", 24), tensors)
     print(f"PARITY Synchformer: {error:.1e}")

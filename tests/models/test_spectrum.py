@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from thinksound.config import SpectrogramVAEConfig
-from thinksound.models.spectrogram_vae import SpectrogramVAE
+from thinksound.models.spectrogram_vae import SpectrogramVAE, SpectrogramVAEConfig
 from thinksound.models.spectrum import SIDE_BANDS, analyse, frame_channels, synthesise
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.sound import synthesise as true_sound

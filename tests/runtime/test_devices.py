@@ -7,7 +7,7 @@ that was not cast. What a GPU computes it cannot show.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,14 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPConfig, T5Config
 
 from thinksound.checkpoints.registry import repository_weights_dir
-from thinksound.config import OobleckConfig
 from thinksound.encoders import metaclip, t5
-from thinksound.encoders.sync import encode_sync
+from thinksound.encoders.views import clip_frame_count, sync_frame_count
+from thinksound.families.find import family_of
+from thinksound.families.thinksound import ThinkSoundFamily
 from thinksound.models.mmdit import MMDiT
-from thinksound.models.oobleck import AudioVAE
-from thinksound.models.synchformer import Synchformer
 from thinksound.presets import LIGHT
-from thinksound.rates import clip_frame_count, latent_frame_count, sync_frame_count
 from thinksound.runtime.placement import GPU, Machine, make_plan
 from thinksound.sampling.guidance import guided_velocity
 
@@ -49,15 +47,17 @@ def allocate(network: nn.Module, device: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @torch.no_grad()
 def test_devices_and_number_formats_agree_from_pictures_to_sound(gpus, dtype):
-    plan = make_plan(Machine(gpus), LIGHT.parameters, dtype=dtype)
-    assert isinstance(LIGHT.vae, OobleckConfig)
+    plan = make_plan(Machine(gpus), LIGHT.networks, dtype=dtype)
+    family = family_of(LIGHT)
     with torch.device("meta"):
-        mmdit, vae = MMDiT(LIGHT.mmdit), AudioVAE(LIGHT.vae)
-        synchformer = Synchformer(LIGHT.synchformer)
+        built = {name: family.create(name) for name in ("synchformer", "dit", "vae")}
     clip = metaclip.build_metaclip(repository_weights_dir() / "tiny" / "metaclip")  # for its tokenizer
     clip.model = metaclip.build_network(CLIPConfig(**metaclip.PUBLISHED_CONFIG))
     text = t5.build_network(T5Config.from_dict(t5.PUBLISHED_CONFIG, attn_implementation="eager"))
-    networks = {"metaclip": clip.model, "t5": text, "synchformer": synchformer, "dit": mmdit, "vae": vae}
+    networks = {"metaclip": clip.model, "t5": text, **built}
+    (decoding,) = family.decoding(built)
+    mmdit = cast(MMDiT, built["dit"])
+    see = cast(ThinkSoundFamily, family).sync_encoder(built["synchformer"])
 
     with FakeTensorMode():
         for name, network in networks.items():
@@ -67,7 +67,7 @@ def test_devices_and_number_formats_agree_from_pictures_to_sound(gpus, dtype):
         tokens = torch.zeros(1, 77, dtype=torch.int64, device=plan.devices["t5"])
         features = (
             clip.encode_frames(pictures)[None],
-            encode_sync(synchformer, sync_pictures)[None],
+            see(sync_pictures)[None],
             clip.model.text_model(tokens, attention_mask=tokens + 1).last_hidden_state.float(),
             text(tokens, attention_mask=tokens + 1).last_hidden_state.float(),
         )
@@ -78,11 +78,11 @@ def test_devices_and_number_formats_agree_from_pictures_to_sound(gpus, dtype):
             (1, 77, 1024),
             (1, 77, 2048),
         ]
-        noise = torch.empty(1, 64, latent_frame_count(9, 44_100, 2048), device=plan.devices["dit"])
+        noise = torch.empty(1, 64, family.sound.latent_length(9), device=plan.devices["dit"])
         given = four(part.cpu().to(plan.devices["dit"]) for part in features)
         velocity = guided_velocity(mmdit, given, noise.shape[-1], 5.0)
         latents = noise - 0.5 * velocity(noise, 1.0)
         assert (latents.dtype, latents.shape) == (torch.float32, (1, 64, 194))
-        audio = vae.decode(latents)
+        audio = decoding.decode(latents)
         assert (audio.dtype, audio.shape) == (torch.float32, (1, 2, 194 * 2048))
         assert audio.device == torch.device(plan.devices["vae"])

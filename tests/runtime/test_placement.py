@@ -12,7 +12,7 @@ import torch
 
 import thinksound
 from thinksound.errors import InputError, PlacementError
-from thinksound.presets import LIGHT, NETWORKS
+from thinksound.presets import LIGHT
 from thinksound.request import Options
 from thinksound.runtime.placement import (
     GPU,
@@ -22,10 +22,13 @@ from thinksound.runtime.placement import (
     detect_machine,
     make_plan,
     memory_errors,
+    one_device,
     runs_on,
 )
 
 pytestmark = pytest.mark.slow
+
+NETWORKS = tuple(LIGHT.networks)
 
 H200 = GPU("H200", 140 * 2**30, bfloat16=True)
 RTX_4090 = GPU("RTX 4090", 24 * 2**30, bfloat16=True)
@@ -36,7 +39,7 @@ GTX_1060 = GPU("GTX 1060", 6 * 2**30, bfloat16=False, usable=False)
 
 
 def plan(*gpus: GPU, **wishes) -> Plan:
-    return make_plan(Machine(gpus), LIGHT.parameters, **wishes)
+    return make_plan(Machine(gpus), LIGHT.networks, **wishes)
 
 
 def test_without_a_gpu_everything_is_float32_on_the_cpu():
@@ -77,6 +80,14 @@ def test_gpus_without_code_for_them_are_not_used():
     assert set(plan(GTX_1060, RTX_4090).devices.values()) == {"cuda:1"}
     with pytest.raises(PlacementError, match=r"not built for GTX 1060 \(cuda:0\)"):
         plan(GTX_1060, device="cuda")
+
+
+def test_a_single_network_goes_where_the_first_of_a_plan_would():
+    for gpus in ((), (H200,), (RTX_4090, RTX_4090), (GTX_1060, RTX_4090)):
+        assert one_device(Machine(gpus), "auto") == plan(*gpus).devices["dit"]
+    assert one_device(Machine((H200, H200)), "cuda:1,cuda:0") == "cuda:1"
+    with pytest.raises(PlacementError, match="no CUDA GPU"):
+        one_device(Machine(), "cuda")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +232,7 @@ def test_memory_comes_back_when_an_encoder_runs_out_of_it(concurrent_pipeline, c
         held.append(weakref.ref(activations))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
-    concurrent_pipeline.metaclip.model.vision_model.register_forward_pre_hook(run_out)
+    concurrent_pipeline.model.metaclip.model.vision_model.register_forward_pre_hook(run_out)
     gc.disable()
     try:
         with pytest.raises(PlacementError, match="CUDA out of memory"):
@@ -240,7 +251,7 @@ def test_placement_does_not_change_latents():
     wanted: dict[str, dict[str, Any]] = {"cpu": {"device": "cpu"}, "gpu": {}, "offload": {"offload": True}}
     for name, wishes in wanted.items():
         pipeline = thinksound.load("tiny", dtype="float32", **wishes)
-        features = pipeline._encode(frames[:8], frames, "rain", "rain on a roof")
-        _, latents[name] = pipeline.sample(features, 1.0, Options(num_inference_steps=4, seed=1))
+        features = pipeline.encode({"clip": frames[:8], "sync": frames}, "rain", "rain on a roof")
+        latents[name] = pipeline.sample(features, 1.0, Options(num_inference_steps=4, seed=1)).latents
     assert torch.equal(latents["gpu"], latents["offload"])
     assert torch.allclose(latents["gpu"], latents["cpu"], atol=1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from support.reference import (
@@ -15,18 +17,28 @@ from support.reference import (
     golden_inputs,
     seeded,
 )
+from torch import Tensor
 
+from thinksound.families.find import family_of
+from thinksound.families.flow import FlowFamily
 from thinksound.models.mmdit import MMDiT
 from thinksound.models.oobleck import AudioVAE, decoder_context
+from thinksound.presets import LIGHT
 from thinksound.sampling.guidance import guided_velocity
-from thinksound.sampling.sample import draw_noise, sample_latents
-from thinksound.sampling.schedule import flow_times
-from thinksound.sampling.solvers import euler
+from thinksound.sampling.noise import draw_noise
+from thinksound.sampling.solvers import euler, flow_times
 
 
 @pytest.fixture(scope="module")
 def mmdit():
     return seeded(MMDiT(SMALL_MMDIT), "model.model.")
+
+
+def sampled(network: MMDiT, given: Sequence[Tensor], noise: Tensor, steps: int, scale: float) -> Tensor:
+    """Latents as the family makes them, of any size of transformer."""
+    family = family_of(LIGHT)
+    assert isinstance(family, FlowFamily)
+    return family.follow(network, given, noise, steps, scale, lambda step: None)
 
 
 @pytest.mark.slow
@@ -48,7 +60,7 @@ def test_whole_sampling_and_decoding(mmdit, name, steps, scale):
         partial = euler(velocity, inputs["noise"], times[: done + 1], states.setdefault(key, []).append)
         assert states[key] == list(range(1, done + 1))
         assert_close(partial, tensors[key])
-    latents = sample_latents(mmdit, features, inputs["noise"], steps, scale, lambda step: None)
+    latents = sampled(mmdit, features, inputs["noise"], steps, scale)
     assert_close(latents, tensors["out.latent"])
 
     audio = seeded(AudioVAE(SMALL_VAE), "autoencoder.").decode(latents)
@@ -104,9 +116,9 @@ def test_a_batch_of_two_is_two_singles(mmdit):
     other = four(part.flip(1) for part in one)
     noise = torch.cat([inputs["noise"], inputs["noise"].flip(2)])
     both = four(torch.cat(pair) for pair in zip(one, other, strict=True))
-    together = sample_latents(mmdit, both, noise, 3, 5.0, lambda step: None)
+    together = sampled(mmdit, both, noise, 3, 5.0)
     for row, features in enumerate((one, other)):
-        alone = sample_latents(mmdit, features, noise[row : row + 1], 3, 5.0, lambda step: None)
+        alone = sampled(mmdit, features, noise[row : row + 1], 3, 5.0)
         assert_close(together[row : row + 1], alone)
 
 

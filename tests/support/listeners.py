@@ -14,8 +14,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import ASTConfig, ASTForAudioClassification, ClapConfig, ClapModel
 
-from thinksound.config import OffsetConfig, SynchformerConfig
 from thinksound.evaluation.files.desync import predict_offsets
+from thinksound.models.synchformer import SynchformerConfig
+from thinksound.models.synchformer_audio import OffsetConfig
 from thinksound.models.synchformer_offset import SynchformerOffset
 
 AST, CLAP = "ast-finetuned-audioset-10-10-0.4593", "clap-htsat-unfused"

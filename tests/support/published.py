@@ -19,12 +19,15 @@ from typing import Literal
 import torch
 from parity.procedural import fill
 from safetensors.torch import save_file
+from support.networks import load_as
 from support.paths import PARITY
 from support.reference import SMALL_MMDIT, SMALL_SYNCHFORMER, SMALL_VAE
 from torch import Tensor, nn
 
-from thinksound.checkpoints.load import load_metaclip, load_mmdit, load_synchformer, load_t5, load_vae
+from thinksound.checkpoints import load
 from thinksound.checkpoints.registry import weight_file
+from thinksound.encoders.metaclip import build_metaclip
+from thinksound.encoders.t5 import T5Text, build_t5
 from thinksound.models.mmdit import MMDiT
 from thinksound.models.oobleck import AudioVAE
 from thinksound.models.synchformer import Synchformer
@@ -140,15 +143,24 @@ def copies(folder: Path, *keys: str) -> Path:
 
 def load_network(weights: Path, key: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The network of any published key."""
-    if key == "vae":
-        return load_vae(weights, key, SMALL_VAE, dtype)
-    if key == "synchformer":
-        return load_synchformer(weights, key, SMALL_SYNCHFORMER, dtype)
     if key == "metaclip":
-        return load_metaclip(weights, key, dtype).model
+        return load.load_network(build_metaclip, weights, key, dtype).model
     if key == "t5":
-        return load_t5(weights, key, dtype).model
-    return load_mmdit(weights, key, SMALL_MMDIT, dtype)
+        return load_t5(weights, dtype).model
+    kind, config = SMALL.get(key, (MMDiT, SMALL_MMDIT))
+    network: nn.Module = load_as(kind, config, weights, key, dtype)
+    return network
+
+
+SMALL: dict[str, tuple[type[nn.Module], object]] = {
+    "vae": (AudioVAE, SMALL_VAE),
+    "synchformer": (Synchformer, SMALL_SYNCHFORMER),
+}
+
+
+def load_t5(weights: Path, dtype: torch.dtype = torch.float32) -> T5Text:
+    """T5 with its tokenizer."""
+    return load.load_network(build_t5, weights, "t5", dtype)
 
 
 def tensors_of(key: str) -> dict[str, Tensor]:

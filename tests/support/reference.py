@@ -13,7 +13,9 @@ from safetensors import safe_open
 from support.paths import PARITY
 from torch import Tensor, nn
 
-from thinksound.config import MMDiTConfig, OobleckConfig, SynchformerConfig
+from thinksound.models.mmdit import MMDiTConfig
+from thinksound.models.oobleck import OobleckConfig
+from thinksound.models.synchformer import SynchformerConfig
 
 GOLDEN = PARITY / "golden"
 

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from thinksound.data.shards import Batch, Layout, ShardHeader, write_index, write_shard
-from thinksound.presets import TINY, Preset
+from thinksound.families.find import family_of
+from thinksound.families.protocol import Family
+from thinksound.presets import TINY
+
+TINY_FAMILY = family_of(TINY)
 
 
-def random_batch(count: int, duration_s: float = 1.0, seed: int = 0, preset: Preset = TINY) -> Batch:
-    """Features as encoders give them: about one in size; every third clip has no pictures."""
+def random_batch(count: int, duration_s: float = 1.0, seed: int = 0, family: Family = TINY_FAMILY) -> Batch:
+    """Features as encoders give them: about one in size; every third clip has no video."""
     generator = torch.Generator().manual_seed(seed)
-    layout = Layout.of(preset, duration_s)
+    layout = Layout.of(family, duration_s)
 
     def draw(name: str) -> Tensor:
         return torch.randn(count, *layout.shapes[name], generator=generator)
@@ -22,10 +26,10 @@ def random_batch(count: int, duration_s: float = 1.0, seed: int = 0, preset: Pre
     has_video = torch.arange(count) % 3 != 2
     seen = has_video[:, None, None]
     return Batch(
-        clip_features=draw("clip_features") * seen,
-        sync_features=draw("sync_features") * seen,
-        text_features=draw("text_features"),
-        t5_features=draw("t5_features"),
+        {
+            condition.name: draw(condition.name) * (seen if condition.source != "text" else 1)
+            for condition in family.conditions
+        },
         latent_mean=draw("latent_mean"),
         latent_scale=draw("latent_scale") - 4,
         has_video=has_video,
@@ -33,13 +37,13 @@ def random_batch(count: int, duration_s: float = 1.0, seed: int = 0, preset: Pre
 
 
 def write_clips(
-    folder: Path, count: int, duration_s: float = 1.0, seed: int = 0, preset: Preset = TINY
+    folder: Path, count: int, duration_s: float = 1.0, seed: int = 0, family: Family = TINY_FAMILY
 ) -> Path:
     """A prepared folder of one shard."""
     folder.mkdir()
-    layout = Layout.of(preset, duration_s)
+    layout = Layout.of(family, duration_s)
     names = [f"clip {seed}-{index}" for index in range(count)]
     header = ShardHeader(layout, "encoders", "sources", names, [])
-    write_shard(folder, 0, header, random_batch(count, duration_s, seed, preset))
+    write_shard(folder, 0, header, random_batch(count, duration_s, seed, family))
     write_index(folder, layout, {"encoders": "encoders"}, [names])
     return folder

@@ -15,11 +15,11 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from support.decoded import VIEWS, decode_video
 
 from thinksound.cli import main
 from thinksound.data.tables import read_table
 from thinksound.errors import InputError
-from thinksound.media.decode import decode_video
 from thinksound.media.soundtrack import read_sound
 from thinksound.synthetic.clips import make_clips, write_clip
 from thinksound.synthetic.kinds import ENGINE_HZ, KINDS
@@ -30,7 +30,7 @@ from thinksound.synthetic.motion import ball_height, falling, raised
 from thinksound.synthetic.picture import render_frames
 from thinksound.synthetic.scene import Background, Room, Scene, pan_of
 from thinksound.synthetic.sound import constant_power, synthesise
-from thinksound.synthetic.stream import encoder_pictures
+from thinksound.synthetic.stream import scene_frames
 from thinksound.synthetic.texts import describe
 
 pytestmark = pytest.mark.slow
@@ -545,12 +545,14 @@ def test_an_interrupt_leaves_whole_files(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
-def test_streamed_pictures_are_those_of_the_file(seed, tmp_path):
+def test_streamed_frames_are_those_of_the_file(seed, tmp_path):
     scene = make_scene("hard", seed, 2.0)
     video, _, _ = write_clip(scene, tmp_path, "clip", RATE)
     decoded = decode_video(video)
-    clip, sync = encoder_pictures(scene)
-    for streamed, read in ((clip, decoded.clip_frames), (sync, decoded.sync_frames)):
+    frames = scene_frames(scene, VIEWS)
+    assert list(frames) == list(decoded.frames) == ["clip", "sync"]
+    for name, streamed in frames.items():
+        read = decoded.frames[name]
         assert streamed.shape == read.shape
         loss = (streamed.float() - read.float()).abs().mean(dim=(1, 2, 3))
         assert loss.max() < 6  # H.264; another frame of a moving camera differs by more

@@ -9,20 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.networks import load
 from support.paths import ROOT, WEIGHTS
-from torch import Tensor, nn
+from torch import Tensor
 
-from thinksound.checkpoints.load import load_metaclip, load_mmdit, load_synchformer, load_t5, load_vae
-from thinksound.encoders.features import Features
+from thinksound.checkpoints.load import network_of
 from thinksound.encoders.metaclip import MetaCLIP
+from thinksound.encoders.motion import encode_motion
 from thinksound.encoders.pretrained import TEXT_LENGTH, tokenize
-from thinksound.encoders.sync import encode_sync
 from thinksound.encoders.t5 import T5Text
+from thinksound.families.tiny import family
 from thinksound.models.mmdit import MMDiT
-from thinksound.models.oobleck import AudioVAE
-from thinksound.models.synchformer import Synchformer
+from thinksound.models.motion import MotionEncoder
+from thinksound.models.spectrogram_vae import SpectrogramVAE
 from thinksound.presets import TINY
-from thinksound.sampling.sample import draw_noise, sample_latents
+from thinksound.sampling.noise import draw_noise
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.scene import SPLITS
 from thinksound.synthetic.seeds import MEASURED
@@ -51,27 +52,32 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def metaclip(weights: Path) -> MetaCLIP:
-    return load_metaclip(weights, TINY.weights["metaclip"], torch.float32)
+    metaclip: MetaCLIP = load(weights, "metaclip")
+    return metaclip
 
 
 @pytest.fixture(scope="module")
 def t5(weights: Path) -> T5Text:
-    return load_t5(weights, TINY.weights["t5"], torch.float32)
+    t5: T5Text = load(weights, "t5")
+    return t5
 
 
 @pytest.fixture(scope="module")
-def synchformer(weights: Path) -> Synchformer:
-    return load_synchformer(weights, TINY.weights["synchformer"], TINY.synchformer, torch.float32)
+def synchformer(weights: Path) -> MotionEncoder:
+    synchformer: MotionEncoder = load(weights, "synchformer")
+    return synchformer
 
 
 @pytest.fixture(scope="module")
 def mmdit(weights: Path) -> MMDiT:
-    return load_mmdit(weights, TINY.weights["dit"], TINY.mmdit, torch.float32)
+    mmdit: MMDiT = load(weights, "dit")
+    return mmdit
 
 
 @pytest.fixture(scope="module")
-def vae(weights: Path) -> AudioVAE:
-    return load_vae(weights, TINY.weights["vae"], TINY.vae, torch.float32)
+def vae(weights: Path) -> SpectrogramVAE:
+    vae: SpectrogramVAE = load(weights, "vae")
+    return vae
 
 
 def test_the_same_files_are_made_again(weights: Path, tmp_path: Path) -> None:
@@ -99,14 +105,8 @@ def test_all_files_together_are_small() -> None:
 
 
 def test_every_bundled_value_is_loaded_finite_float32_and_counted_in_the_readme() -> None:
-    folder, keys, dtype = BUNDLED.parent, TINY.weights, torch.float32
-    networks: tuple[nn.Module, ...] = (
-        load_metaclip(folder, keys["metaclip"], dtype).model,
-        load_t5(folder, keys["t5"], dtype).model,
-        load_synchformer(folder, keys["synchformer"], TINY.synchformer, dtype),
-        load_mmdit(folder, keys["dit"], TINY.mmdit, dtype),
-        load_vae(folder, keys["vae"], TINY.vae, dtype),
-    )
+    networks = [network_of(load(WEIGHTS, name)) for name in TINY.networks]
+    assert len(networks) == 5
     for network in networks:
         for name, value in network.state_dict().items():
             assert value.dtype == torch.float32, name
@@ -160,7 +160,7 @@ def pictures() -> tuple[Tensor, Tensor]:
 def latents(
     metaclip: MetaCLIP,
     t5: T5Text,
-    synchformer: Synchformer,
+    synchformer: MotionEncoder,
     mmdit: MMDiT,
     pictures: tuple[Tensor, Tensor],
 ) -> dict[str, Tensor]:
@@ -169,15 +169,15 @@ def latents(
     def generate(clip: int = 0, caption: str = "a dog barks", cot: str = "It barks twice.") -> Tensor:
         features = (
             metaclip.encode_frames(pictures[clip]),
-            encode_sync(synchformer, pictures[clip]),
+            encode_motion(synchformer.vfeat_extractor, pictures[clip]),
             metaclip.encode_text(caption),
             t5.encode(cot),
         )
         for part in features:
             assert 0.5 < part.std() < 2
-        batch = Features(*features).batched()
         with torch.inference_mode():
-            return sample_latents(mmdit, batch, draw_noise(0, 32, 40), 10, 5.0, lambda _: None)
+            batch = [part[None] for part in features]
+            return family(TINY).follow(mmdit, batch, draw_noise(0, 32, 40), 10, 5.0, lambda _: None)
 
     return {
         "first": generate(),
@@ -193,7 +193,7 @@ def test_the_sound_depends_on_every_input(latents: dict[str, Tensor], changed: s
     assert (latents[changed] - first).norm() > 0.05 * first.norm()
 
 
-def test_the_sound_is_a_moderate_noise(vae: AudioVAE, latents: dict[str, Tensor]) -> None:
+def test_the_sound_is_a_moderate_noise(vae: SpectrogramVAE, latents: dict[str, Tensor]) -> None:
     with torch.inference_mode():
         waveform = vae.decode(latents["first"])[0]
     assert waveform.shape == (2, 40 * 512)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.networks import load
 from support.paths import WEIGHTS
 from torch import Tensor
 
-from thinksound.checkpoints.load import load_metaclip, load_t5
-from thinksound.config import MotionConfig
-from thinksound.models.synchformer import Synchformer
-from thinksound.presets import TINY
+from thinksound.models.motion import MotionConfig, MotionEncoder
 from thinksound.training.loop import Update, step_generator, trainable
 from thinksound.training.tiny.encoders import (
     BANDS,
@@ -94,7 +92,7 @@ def flashes() -> Films:
 
 
 def test_the_motion_tower_learns_what_the_pictures_tell_of_the_sound():
-    synchformer = Synchformer(SMALL)
+    synchformer = MotionEncoder(SMALL)
     initialise_motion(synchformer, 0)
     films = flashes()
     learner = SyncLearner(synchformer, PretrainingOptions(batch=8, learning_rate=2e-3), films, films)
@@ -107,7 +105,7 @@ def test_the_motion_tower_learns_what_the_pictures_tell_of_the_sound():
 
 
 def test_pictures_find_their_captions():
-    metaclip = load_metaclip(WEIGHTS, TINY.weights["metaclip"], torch.float32)
+    metaclip = load(WEIGHTS, "metaclip")
     trainable(metaclip.model)
     films = flashes()
     learner = PictureLearner(metaclip, PretrainingOptions(batch=8, learning_rate=1e-3), films, films)
@@ -118,7 +116,7 @@ def test_pictures_find_their_captions():
 
 
 def test_the_text_encoder_learns_to_fill_in_words():
-    t5 = load_t5(WEIGHTS, TINY.weights["t5"], torch.float32)
+    t5 = load(WEIGHTS, "t5")
     trainable(t5.model)
 
     class Sentences:

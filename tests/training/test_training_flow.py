@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
+from support.reference import four
 from support.training_data import random_batch, write_clips
 
-from thinksound.config import MMDiTConfig
-from thinksound.data.shards import PreparedClips
+from thinksound.data.shards import Batch, PreparedClips
 from thinksound.errors import InputError
-from thinksound.models.mmdit import MMDiT
-from thinksound.presets import LIGHT, TINY, Preset
-from thinksound.sampling.sample import sample_latents
-from thinksound.sampling.schedule import flow_times
-from thinksound.sampling.solvers import euler
+from thinksound.families.tiny import Sizes, TinyFamily
+from thinksound.models.flow import Conditions
+from thinksound.models.mmdit import MMDiT, MMDiTConfig
+from thinksound.models.spectrogram_vae import SpectrogramVAEConfig
+from thinksound.presets import LIGHT, TINY
+from thinksound.sampling.solvers import euler, flow_times
 from thinksound.training.flow import (
     FlowLearner,
     FlowOptions,
@@ -23,7 +22,7 @@ from thinksound.training.flow import (
     draw_times,
     epoch_order,
     given_features,
-    initialise_mmdit,
+    initialise_flow,
     noisy,
     recompute_blocks,
 )
@@ -31,8 +30,7 @@ from thinksound.training.loop import LoopOptions, Trainer, Update, step_generato
 
 pytestmark = pytest.mark.slow
 
-SMALL: Preset = replace(
-    TINY,
+SMALL = Sizes(
     mmdit=MMDiTConfig(
         latent_dim=8,
         clip_dim=16,
@@ -45,19 +43,20 @@ SMALL: Preset = replace(
         fused_depth=1,
         num_heads=2,
     ),
-    vae=replace(TINY.vae, latent_dim=8),
+    vae=SpectrogramVAEConfig(latent_dim=8),
 )
+FAMILY = TinyFamily(TINY, SMALL)
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> PreparedClips:
-    return PreparedClips(write_clips(tmp_path_factory.mktemp("clips") / "prepared", 6, preset=SMALL))
+    return PreparedClips(write_clips(tmp_path_factory.mktemp("clips") / "prepared", 6, family=FAMILY))
 
 
 def small_network(seed: int = 0, recompute: bool = False) -> MMDiT:
     """Values that are not at a start, so that every weight matters."""
     network = MMDiT(SMALL.mmdit)
-    initialise_mmdit(network, seed)
+    initialise_flow(network, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -67,10 +66,16 @@ def small_network(seed: int = 0, recompute: bool = False) -> MMDiT:
     return network
 
 
+def conditions_of(network: MMDiT, batch: Batch) -> Conditions:
+    """What the network makes of a batch in which nothing is dropped."""
+    given = four(given_features(network, FAMILY.conditions, batch))
+    return network.project(*given, batch.latent_mean.shape[-1])
+
+
 def weights_after_one_step(
     clips: PreparedClips, options: FlowOptions, recompute: bool = False
 ) -> torch.Tensor:
-    learner = FlowLearner(network := small_network(recompute=recompute), options, clips)
+    learner = FlowLearner(network := small_network(recompute=recompute), FAMILY, options, clips)
     learner.train_step(3, step_generator(0, 3), Update(1.0))
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
@@ -96,33 +101,36 @@ def test_times_are_logit_normal():
 
 
 def test_conditions_are_dropped_as_often_as_asked():
-    dropped = draw_dropped(20_000, FlowOptions(drop_one=0.2, drop_all=0.1), torch.Generator().manual_seed(0))
+    dropped = draw_dropped(
+        20_000, 4, FlowOptions(drop_one=0.2, drop_all=0.1), torch.Generator().manual_seed(0)
+    )
     assert dropped.shape == (20_000, 4)
     assert dropped.float().mean(dim=0).tolist() == pytest.approx([1 - 0.8 * 0.9] * 4, abs=0.01)
     assert dropped.all(dim=1).float().mean().item() == pytest.approx(0.1 + 0.9 * 0.2**4, abs=0.01)
     # One by one: any two go together as chance has it.
     pair = (dropped[:, 0] & dropped[:, 2]).float().mean().item()
     assert pair == pytest.approx(0.1 + 0.9 * 0.2**2, abs=0.01)
-    nothing = draw_dropped(100, FlowOptions(drop_one=0, drop_all=0), torch.Generator().manual_seed(0))
+    nothing = draw_dropped(100, 4, FlowOptions(drop_one=0, drop_all=0), torch.Generator().manual_seed(0))
     assert not nothing.any()
 
 
-def test_what_is_absent_is_replaced_by_the_learned_empties():
-    network, batch = small_network(), random_batch(3, preset=SMALL)
+def test_what_is_absent_is_replaced_by_null_features():
+    network, batch = small_network(), random_batch(3, family=FAMILY)
     assert batch.has_video.tolist() == [True, True, False]
     dropped = torch.zeros(3, 4, dtype=torch.bool)
     dropped[1, 3] = True
-    clip, sync, text, t5 = given_features(network, batch, dropped)
+    clip, sync, text, t5 = given_features(network, FAMILY.conditions, batch, dropped)
+    given = batch.features
     empty = network.empty_features(clip.shape[1], sync.shape[1])
-    assert torch.equal(clip[:2], batch.clip_features[:2]) and torch.equal(clip[2], empty[0][0])
-    assert torch.equal(sync[:2], batch.sync_features[:2]) and torch.equal(sync[2], empty[1][0])
-    assert torch.equal(text, batch.text_features)
-    assert torch.equal(t5[[0, 2]], batch.t5_features[[0, 2]]) and torch.equal(t5[1], empty[3][0])
+    assert torch.equal(clip[:2], given["clip_features"][:2]) and torch.equal(clip[2], empty[0][0])
+    assert torch.equal(sync[:2], given["sync_features"][:2]) and torch.equal(sync[2], empty[1][0])
+    assert torch.equal(text, given["text_features"])
+    assert torch.equal(t5[[0, 2]], given["t5_features"][[0, 2]]) and torch.equal(t5[1], empty[3][0])
 
 
-def test_empties_learn_where_something_is_absent(clips):
+def test_null_features_learn_where_something_is_absent(clips):
     network = small_network()
-    learner = FlowLearner(network, FlowOptions(batch=6, drop_one=0.5), clips)
+    learner = FlowLearner(network, FAMILY, FlowOptions(batch=6, drop_one=0.5), clips)
     before = network.empty_clip_feat.detach().clone()
     learner.train_step(0, step_generator(0, 0), Update(1.0))
     assert not torch.equal(network.empty_clip_feat, before)
@@ -139,7 +147,7 @@ def test_every_round_has_every_clip_once_in_another_order():
 
 def test_the_loss_of_one_batch_goes_down(clips):
     learner = FlowLearner(
-        small_network(), FlowOptions(batch=6, learning_rate=3e-3, drop_one=0, drop_all=0), clips
+        small_network(), FAMILY, FlowOptions(batch=6, learning_rate=3e-3, drop_one=0, drop_all=0), clips
     )
     fixed = [learner.train_step(0, step_generator(0, 0), Update(1.0))["loss"] for _ in range(40)]
     assert fixed[-1] < 0.5 * fixed[0]
@@ -150,13 +158,14 @@ def test_training_leads_from_noise_to_the_clips(clips):
     network = small_network()
     options = FlowOptions(batch=2, learning_rate=3e-3, drop_one=0, drop_all=0)
     first_two = _Some(clips, 2)
-    learner = FlowLearner(network, options, first_two)
+    learner = FlowLearner(network, FAMILY, options, first_two)
     for step in range(80):
         learner.train_step(step, step_generator(0, step), Update(1.0))
     batch = first_two.batch([0, 1])
     noise = torch.randn(batch.latent_mean.shape, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        found = sample_latents(network, given_features(network, batch), noise, 16, 1.0, lambda step: None)
+        given = given_features(network, FAMILY.conditions, batch)
+        found = FAMILY.follow(network, given, noise, 16, 1.0, lambda step: None)
     distance = torch.cdist(found.flatten(1), batch.latent_mean.flatten(1))
     assert distance[0, 0] < 0.6 * distance[0, 1]
     assert distance[1, 1] < 0.6 * distance[1, 0]
@@ -185,26 +194,27 @@ def test_what_is_computed_again_is_the_same(clips):
 
 def test_averages_of_recomputing_blocks_are_their_own(clips, tmp_path):
     """A copy of a network whose blocks recompute must not compute with the original's blocks."""
-    learner = FlowLearner(network := small_network(recompute=True), FlowOptions(batch=2), clips)
+    learner = FlowLearner(network := small_network(recompute=True), FAMILY, FlowOptions(batch=2), clips)
     trainer = Trainer(learner, LoopOptions(steps=1), tmp_path)
     average = trainer.averages["dit"]
     assert isinstance(average, MMDiT)
-    batch = random_batch(2, preset=SMALL)
+    batch = random_batch(2, family=FAMILY)
     with torch.no_grad():
         for parameter in average.parameters():
             parameter.zero_()
-        conditions = average.project(*given_features(average, batch), batch.latent_mean.shape[-1])
+        conditions = conditions_of(average, batch)
         assert average(batch.latent_mean, torch.ones(2), conditions).abs().max() == 0
-        conditions = network.project(*given_features(network, batch), batch.latent_mean.shape[-1])
+        conditions = conditions_of(network, batch)
         assert network(batch.latent_mean, torch.ones(2), conditions).abs().max() > 0
 
 
 def test_validation_is_the_same_every_time(clips):
     network = small_network()
-    learner = FlowLearner(network, FlowOptions(batch=2), clips, clips)
+    learner = FlowLearner(network, FAMILY, FlowOptions(batch=2), clips, clips)
     loss = learner.validate({"dit": network})["loss"]
     assert learner.validate({"dit": network})["loss"] == loss
-    assert FlowLearner(network, FlowOptions(batch=2), clips).validate({"dit": network}) == {}
+    alone = FlowLearner(network, FAMILY, FlowOptions(batch=2), clips)
+    assert alone.validate({"dit": network}) == {}
 
 
 def test_products_in_bfloat16_stay_close_and_leave_weights_in_float32(clips):
@@ -218,17 +228,17 @@ def test_products_in_bfloat16_stay_close_and_leave_weights_in_float32(clips):
 
 def test_a_fresh_network_gives_no_velocity_and_still_learns(clips):
     network = MMDiT(SMALL.mmdit)
-    initialise_mmdit(network, 0)
-    batch = random_batch(2, preset=SMALL)
-    conditions = network.project(*given_features(network, batch), batch.latent_mean.shape[-1])
+    initialise_flow(network, 0)
+    batch = random_batch(2, family=FAMILY)
+    conditions = conditions_of(network, batch)
     assert network(batch.latent_mean, torch.ones(2), conditions).abs().max() == 0
-    learner = FlowLearner(network, FlowOptions(batch=6, learning_rate=3e-3), clips)
+    learner = FlowLearner(network, FAMILY, FlowOptions(batch=6, learning_rate=3e-3), clips)
     for step in range(30):
         learner.train_step(step, step_generator(0, step), Update(1.0))
     assert learner.validate({"dit": network}) == {}
     learner.validation = clips
     fresh = MMDiT(SMALL.mmdit)
-    initialise_mmdit(fresh, 0)
+    initialise_flow(fresh, 0)
     assert learner.validate({"dit": network})["loss"] < 0.95 * learner.validate({"dit": fresh})["loss"]
 
 

@@ -15,14 +15,19 @@ import pytest
 import soundfile
 import torch
 from safetensors import safe_open
+from support.networks import load
 from support.paths import ROOT
+from support.reference import four
 from support.training_data import random_batch, write_clips
 from torch import Tensor
 
 import thinksound
-from thinksound.checkpoints.load import load_file, load_mmdit, load_vae
+from thinksound.checkpoints.load import load_file
 from thinksound.cli import main
 from thinksound.errors import WeightsError
+from thinksound.families.find import family_of
+from thinksound.families.thinksound import SIZES as PUBLISHED_SIZES
+from thinksound.families.tiny import SIZES
 from thinksound.models.mmdit import MMDiT
 from thinksound.presets import LIGHT, TINY
 from thinksound.training.flow import given_features
@@ -34,6 +39,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 5
 RATE = 1e-3
+SMALL = SIZES[TINY.size]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +98,7 @@ def test_a_run_logs_measures_and_writes_sounds(whole, data):
     for name in names:
         samples, rate = soundfile.read(whole / "samples" / "00000005" / name)
         assert rate == 16_000
-        assert samples.shape == (31 * TINY.vae.hop, 2)
+        assert samples.shape == (31 * SMALL.vae.hop, 2)
         assert abs(samples).max() > 0.5
     first, last = trained(whole), trained(whole, "averages")
     assert any(not torch.equal(first[name], last[name]) for name in first)
@@ -168,7 +174,7 @@ def test_two_processes_train_as_one(whole, data, tmp_path):
     assert done.returncode == 0, done.stderr
     for name, kind in (("loss", "train"), ("gradient", "train"), ("loss", "validation")):
         assert values(tmp_path / "run", name, kind) == pytest.approx(values(whole, name, kind), rel=2e-4)
-    start = load_mmdit(ROOT / "weights", TINY.weights["dit"], TINY.mmdit, torch.float32).state_dict()
+    start = load(ROOT / "weights", "dit").state_dict()
     one, two = (
         torch.cat([(trained(run)[name] - value).flatten() for name, value in start.items()])
         for run in (whole, tmp_path / "run")
@@ -188,7 +194,7 @@ def test_an_exported_run_is_what_generates(whole, tmp_path, clips, capsys):
     assert capsys.readouterr().out == f"{path}\n"
     with safe_open(path, "pt") as file:
         assert file.metadata()["source"].startswith("thinksound train dit")
-    loaded = load_mmdit(weights, TINY.weights["dit"], TINY.mmdit, torch.float32).state_dict()
+    loaded = load(weights, "dit").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in trained(whole, "averages").items())
 
     before = thinksound.load("tiny", device="cpu")
@@ -206,7 +212,7 @@ def test_an_exported_run_is_what_generates(whole, tmp_path, clips, capsys):
 
     # The last step instead, in another number format, over the first export.
     assert main(["train", "export", str(whole), "-o", str(weights), "--last", "--dtype", "bfloat16"]) == 0
-    loaded = load_mmdit(weights, TINY.weights["dit"], TINY.mmdit, torch.float32).state_dict()
+    loaded = load(weights, "dit").state_dict()
     for name, value in trained(whole).items():
         assert torch.equal(loaded[name], value.bfloat16().float())
 
@@ -271,18 +277,18 @@ def test_an_export_can_be_trained_further(whole, data, tmp_path):
 
 def _on_meta() -> MMDiT:
     with torch.device("meta"):
-        return MMDiT(TINY.mmdit)
+        return MMDiT(SMALL.mmdit)
 
 
 def test_a_checkpoint_under_its_published_names_is_a_start(tmp_path):
-    network = MMDiT(TINY.mmdit)
+    network = MMDiT(SMALL.mmdit)
     state = {f"diffusion.model.model.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": state, "global_step": 7}, tmp_path / "trainer.ckpt")
     loaded = load_file(_on_meta(), tmp_path / "trainer.ckpt", "thinksound", torch.float32)
     for name, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     with torch.device("meta"):
-        other = MMDiT(LIGHT.mmdit)
+        other = MMDiT(PUBLISHED_SIZES[LIGHT.size].mmdit)
     with pytest.raises(WeightsError, match="choose the preset that these weights belong to"):
         load_file(other, tmp_path / "trainer.ckpt", "thinksound", torch.float32)
 
@@ -327,7 +333,7 @@ def test_what_cannot_be_trained_is_refused_before_training(refused, data, tmp_pa
 
 def test_a_checkpoint_of_another_size_is_refused(refused, tmp_path):
     with torch.device("meta"):
-        shapes = MMDiT(TINY.mmdit).state_dict()
+        shapes = MMDiT(SMALL.mmdit).state_dict()
     other = {name: torch.zeros([size + 1 for size in value.shape]) for name, value in shapes.items()}
     torch.save({f"model.model.{name}": value for name, value in other.items()}, tmp_path / "other.ckpt")
     assert "choose the preset that these weights belong to" in refused("--from", tmp_path / "other.ckpt")
@@ -342,7 +348,7 @@ def test_a_run_is_not_taken_up_with_other_options(whole, refused, data, tmp_path
 
 
 def test_missing_weights_say_how_to_get_them(data, tmp_path, capsys):
-    write_clips(tmp_path / "clips", 2, duration_s=1.0, preset=LIGHT)
+    write_clips(tmp_path / "clips", 2, duration_s=1.0, family=family_of(LIGHT))
     command = ["train", "dit", "--data", str(tmp_path / "clips"), "-o", str(tmp_path / "run"), "--steps", "1"]
     assert main([*command, "--weights", str(tmp_path), "--device", "cpu"]) == 1
     error = capsys.readouterr().err
@@ -370,10 +376,7 @@ def test_the_vae_is_trained_on_a_folder_and_exported(tmp_path, capsys):
     assert "started with batch 2, not 4" in capsys.readouterr().err
     weights = tmp_path / "weights"
     assert main(["train", "export", str(tmp_path / "run"), "-o", str(weights), "--standardise"]) == 0
-    here, there = (
-        load_vae(folder, TINY.weights["vae"], TINY.vae, torch.float32).state_dict()
-        for folder in (weights, ROOT / "weights")
-    )
+    here, there = (load(folder, "vae").state_dict() for folder in (weights, ROOT / "weights"))
     assert not any(torch.equal(here[name], there[name]) for name in here if name.endswith("weight"))
 
 
@@ -387,13 +390,14 @@ def test_an_adapter_is_trained_kept_in_pefts_format_and_merged(data, tmp_path, c
     convolutions = [value for name, value in state.items() if "lora_A" in name and value.dim() == 3]
     assert convolutions and all(value.shape[0] == 4 for value in convolutions)
 
-    base = load_mmdit(ROOT / "weights", TINY.weights["dit"], TINY.mmdit, torch.float32)
+    base = load(ROOT / "weights", "dit")
     batch = random_batch(2)
     length = batch.latent_mean.shape[-1]
 
     def velocity(network: MMDiT) -> Tensor:
         with torch.no_grad():
-            conditions = network.project(*given_features(network, batch), length)
+            given = given_features(network, family_of(TINY).conditions, batch)
+            conditions = network.project(*four(given), length)
             return network(batch.latent_mean, torch.full((2,), 0.5), conditions)
 
     before = velocity(base)
@@ -402,7 +406,7 @@ def test_an_adapter_is_trained_kept_in_pefts_format_and_merged(data, tmp_path, c
     assert not torch.allclose(adapted, before, atol=1e-4)
 
     assert main(["train", "export", str(run), "-o", str(tmp_path / "exported")]) == 0
-    merged = load_mmdit(tmp_path / "exported", TINY.weights["dit"], TINY.mmdit, torch.float32)
+    merged = load(tmp_path / "exported", "dit")
     torch.testing.assert_close(velocity(merged), adapted, atol=1e-4, rtol=1e-3)
     command = ["train", "merge", str(run / "adapter"), "--preset", "tiny", "-o", str(tmp_path / "merged")]
     assert main(command) == 0

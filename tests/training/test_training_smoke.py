@@ -10,6 +10,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -19,10 +20,12 @@ from thinksound.data.prepare import prepare_clips
 from thinksound.data.shards import PreparedClips
 from thinksound.data.sources import MadeSource
 from thinksound.evaluation.made.onsets import detect_onsets, match_onsets, total, true_onsets
-from thinksound.models.mmdit import MMDiT
+from thinksound.families.find import family_of
+from thinksound.families.flow import FlowFamily
+from thinksound.families.protocol import TRANSFORMER
+from thinksound.models.flow import FlowTransformer
 from thinksound.pipeline import Pipeline, load
 from thinksound.presets import TINY
-from thinksound.sampling.sample import sample_latents
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.seeds import STEERING, TRAINING
 from thinksound.training.flow import FlowOptions, given_features
@@ -72,16 +75,17 @@ def test_a_short_training_puts_sounds_where_they_are_seen(tmp_path):
         device="cpu",
     )
     train_dit(run)
-    network = MMDiT(TINY.mmdit)
+    family = cast(FlowFamily, family_of(TINY))
+    network = cast(FlowTransformer, family.create(TRANSFORMER))
     network.load_state_dict(read_checkpoint(tmp_path / "run" / CHECKPOINT)["averages"]["dit"])
 
     batch = measured.batch(range(len(measured)))
     noise = torch.randn(batch.latent_mean.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features = given_features(network, batch)
-        latents = sample_latents(network, features, noise, 16, TINY.guidance_scale, lambda step: None)
+        features = given_features(network, family.conditions, batch)
+        latents = family.follow(network, features, noise, 16, TINY.guidance_scale, lambda step: None)
         found = [
-            detect_onsets(pipeline.vae.decode(one[None])[0].numpy(), TINY.vae.sample_rate) for one in latents
+            detect_onsets(pipeline.decode_audio(one).numpy(), family.sound.sample_rate) for one in latents
         ]
     true = [true_onsets(make_scene("standard", seed)) for seed in seeds]
     own = total(match_onsets(a, b, 0.05) for a, b in zip(true, found, strict=True))

@@ -11,11 +11,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from thinksound.config import OobleckConfig, SpectrogramVAEConfig
 from thinksound.data.sounds import FolderSounds, draw_excerpt
 from thinksound.errors import InputError
-from thinksound.models.oobleck import AudioVAE
-from thinksound.models.spectrogram_vae import SpectrogramVAE
+from thinksound.models.oobleck import AudioVAE, OobleckConfig
+from thinksound.models.spectrogram_vae import SpectrogramVAE, SpectrogramVAEConfig
 from thinksound.training.loop import LoopOptions, Trainer, Update, step_generator
 from thinksound.training.spectral import Discriminator, discriminator_loss, spectral_loss
 from thinksound.training.tiny.spectral_vae import (
@@ -61,7 +60,8 @@ class Tones:
 
 def learner(**changes: object) -> VAELearner:
     options = VAEOptions(**{**vars(OPTIONS), **changes})
-    return VAELearner(initialise_vae(SMALL, 0), options, Tones())
+    initialise_vae(vae := AudioVAE(SMALL), 0)
+    return VAELearner(vae, options, Tones())
 
 
 def test_the_loss_of_one_batch_goes_down():

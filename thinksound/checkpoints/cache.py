@@ -25,11 +25,12 @@ def cached_files(file: WeightFile, exact: bool = False) -> dict[str, Path]:
     The snapshot is that of the revision wanted, else, unless ``exact``, what the cache knows as ``main``.
     """
     for revision in [file.revision] if exact else dict.fromkeys((file.revision, "main")):
-        first = _cached(str(file.repository), "config.json" if file.is_folder else file.path, revision)
+        name = file.description if file.is_folder else file.remote_path
+        first = _cached(str(file.repository), name, revision)
         if first is None:
             continue
         if not file.is_folder:
-            return {file.path: first}
+            return {file.remote_path: first}
         try:
             if not absent_parts(file, first.parent):
                 names = {entry.name for entry in first.parent.iterdir() if entry.is_file()}

@@ -13,7 +13,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from . import checksums
 from .checksums import Progress, file_sha256
-from .load import NamedTensors, own_names
+from .load import NAMES, OWN, Fold, NamedTensors
 from .locate import check_weights_dir, describe_missing, files_of, is_complete, published_path, weight_paths
 from .registry import weight_file
 from .tensors import check_finite
@@ -50,16 +50,33 @@ class Converted:
         )
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What is needed of a published file."""
+
+    names: Collection[str] = ()  # of the network's tensors; none where nobody knows the network
+    fold: Fold | None = None  # see `load.load_network`
+
+
 def convert(
     weights_dir: Path,
     keys: Iterable[str],
     dtypes: Mapping[str, torch.dtype],
+    contents: Callable[[str, Path], Contents] = lambda key, path: Contents(),
     progress: Progress | None = None,
 ) -> list[Converted]:
-    """Write ``converted/…`` for each of ``keys``, in ``dtypes[key]`` or else float32.
+    """Write ``converted/…`` for each of ``keys``.
 
-    ``progress(key, bytes done, bytes in all)`` is called after each tensor. Raises `WeightsError` for a
-    key that is bundled, missing, or not the file it should be, and when there is no room.
+    Args:
+        weights_dir: the folder of weight files.
+        keys: of published files, in `registry`.
+        dtypes: by key; float32 for those that are not in it.
+        contents: called with a key and the path of its file.
+        progress: called as ``progress(key, bytes done, bytes in all)`` after each tensor.
+
+    Raises:
+        WeightsError: a key is of bundled weights, a file is missing, damaged, or not the one it should be,
+            or there is no room.
     """
     check_weights_dir(weights_dir)
     rows = []
@@ -73,17 +90,19 @@ def convert(
         dtype = dtypes.get(key, torch.float32)
         if dtype not in _SAFETENSORS_NAMES:
             raise WeightsError(f"{key}: {dtype} is no choice; give float32, bfloat16 or float16")
-        sources = weight_paths(published)
+        sources = weight_paths(published, file.layouts)
         for source in files_of(file, published):
             checksums.check(weights_dir, source)
-        tensors = NamedTensors(published, key, own_names(key, published))
-        if not tensors:
+        needed = contents(key, published)
+        held = NamedTensors(published, file, expected=needed.names)
+        if not held:
             raise WeightsError(
-                f"{published}: holds nothing of {file.purpose} (it has {tensors.held[0]} …); "
-                "download it again"
+                f"{published}: holds nothing of {file.purpose} (it has {held.held[0]} …); download it again"
             )
+        tensors = held.folded(needed.fold)
         metadata = {
             "format": "pt",
+            NAMES: OWN,
             "dtype": str(dtype).removeprefix("torch."),
             "source": ",".join(source.name for source in sources),
             "source_sha256": ",".join(_sha256(weights_dir, source) for source in sources),
@@ -94,7 +113,7 @@ def convert(
                 for part in set(files_of(file, published)) - set(sources):
                     if not part.name.endswith(".index.json"):
                         shutil.copyfile(part, new / part.name)
-            written = new / "model.safetensors" if file.is_folder else new
+            written = new / file.written if file.is_folder else new
             write_safetensors(written, tensors, dtype, metadata, key, progress)
             size = written.stat().st_size
         for part in files_of(file, target):  # replaces what was recorded of an earlier copy

@@ -134,14 +134,14 @@ def announced(file: WeightFile) -> list[Remote]:
             raise WeightsError(f"{repository} at {constants.ENDPOINT} has no {', '.join(absent)}")
         if len(names) > _MAX_FILES:
             raise _not_a_hub(f"it lists {len(names):,} weight files of {repository}")
-    elif file.path in found:
-        names = [file.path]
+    elif file.remote_path in found:
+        names = [file.remote_path]
     else:
         raise WeightsError(
-            f"{repository} at {constants.ENDPOINT} has no file {file.path}; put it in place by hand"
+            f"{repository} at {constants.ENDPOINT} has no file {file.remote_path}; put it in place by hand"
         )
     remotes = [_remote(repository, commit, name, found[name]) for name in names]
-    weights = set(weight_files(names)) if file.is_folder else {file.path}
+    weights = set(weight_files(names, file.layouts)) if file.is_folder else {file.remote_path}
     limits = {True: int(_ROUNDED * (file.size or 0)), False: _MAX_SMALL_FILE}
     for remote in remotes:
         _check_size(remote.name, remote.size, limits[remote.name in weights])

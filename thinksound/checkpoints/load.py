@@ -1,7 +1,7 @@
 """Weight files into networks: built on ``meta``, filled strictly by memory-mapped assignment, cast.
 
 Strict means that every tensor of the network is in the file with the right shape, and that no tensor is
-left over besides those that `network_name` is known to ignore: the copy of the VAE inside the diffusion
+left over besides those that the registry names as ignored: the copy of the VAE inside the diffusion
 checkpoint (vae.ckpt replaces it), moving averages, optimiser state, the other halves of Synchformer and
 T5, and tables that are computed rather than loaded.
 """
@@ -11,30 +11,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..config import (
-    MMDiTConfig,
-    MotionConfig,
-    OffsetConfig,
-    OobleckConfig,
-    SpectrogramVAEConfig,
-    SynchformerConfig,
-)
-from ..encoders.metaclip import MetaCLIP, build_metaclip
-from ..encoders.t5 import T5Text, build_t5
 from ..errors import WeightsError
-from ..models.mmdit import MMDiT
-from ..models.oobleck import AudioVAE
-from ..models.spectrogram_vae import build_vae
-from ..models.synchformer import Synchformer
-from ..models.synchformer_offset import SynchformerOffset
-from ..presets import PRESETS
 from . import checksums
 from .locate import (
     describe_missing,
@@ -45,24 +28,14 @@ from .locate import (
     single_file,
     weight_paths,
 )
-from .registry import WEIGHTS, weight_file
+from .registry import SIGNS, WEIGHTS, WeightFile, weight_file
 from .tensors import check_finite, open_tensors
 
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
-# Non-persistent buffers that an older version of the published network stored.
-_COMPUTED_TABLES = ("t_embed.freqs", "latent_rot", "clip_rot")
-
-# How a file that is not the right one is recognised, by a part of any of its tensor names.
-_LOOKS_LIKE = (
-    ("vfeat_extractor.", "Synchformer weights"),
-    ("joint_blocks.", "weights of the diffusion transformer"),
-    ("autoencoder.", "weights of the audio VAE"),
-    ("decoder.layers.", "weights of the audio VAE"),
-    ("vision_model.", "CLIP weights"),
-    ("encoder.block.", "T5 weights"),
-)
+# From the tensors of a published file, under the network's names, to those that the network has.
+Fold = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 # Parts of names that wrappers of modules add anywhere: torch.compile, data parallel training, Lightning,
 # FSDP, activation checkpointing. No network here has them.
@@ -76,57 +49,57 @@ _TRANSPARENT = (
 _LONGEST_PREFIX = 8  # parts of a name before the network's own
 
 
-def load_mmdit(weights_dir: Path, key: str, config: MMDiTConfig, dtype: torch.dtype) -> MMDiT:
-    """The diffusion transformer, in evaluation mode on the CPU."""
-    with torch.device("meta"):
-        network = MMDiT(config)
-    return _load(network, weights_dir, key, _checked(weights_dir, key, dtype), dtype)
+class Encoder(Protocol):
+    """A network with what it needs besides its weights, such as a tokenizer."""
+
+    @property
+    def model(self) -> nn.Module: ...
 
 
-def load_vae(
-    weights_dir: Path, key: str, config: OobleckConfig | SpectrogramVAEConfig, dtype: torch.dtype
-) -> AudioVAE:
-    """The audio VAE, in evaluation mode on the CPU."""
-    with torch.device("meta"):
-        network = build_vae(config)
-    return _load(network, weights_dir, key, _checked(weights_dir, key, dtype), dtype)
+Built = TypeVar("Built", bound=nn.Module | Encoder)
 
 
-def load_synchformer(
-    weights_dir: Path, key: str, config: SynchformerConfig | MotionConfig, dtype: torch.dtype
-) -> Synchformer:
-    """The visual tower of Synchformer, in evaluation mode on the CPU."""
-    with torch.device("meta"):
-        network = Synchformer(config)
-    return _load(network, weights_dir, key, _checked(weights_dir, key, dtype), dtype)
+def network_of(built: nn.Module | Encoder) -> nn.Module:
+    """The network itself, without its tokenizer."""
+    return built if isinstance(built, nn.Module) else built.model
 
 
-def load_synchformer_offset(
-    weights_dir: Path, key: str, config: OffsetConfig, dtype: torch.dtype
-) -> SynchformerOffset:
-    """Synchformer with its audio tower and offset head, in evaluation mode on the CPU."""
-    with torch.device("meta"):
-        network = SynchformerOffset(config)
-    return _load(network, weights_dir, key, _checked(weights_dir, key, dtype), dtype)
+def load_network(
+    build: Callable[[Path], Built], weights_dir: Path, key: str, dtype: torch.dtype, fold: Fold | None = None
+) -> Built:
+    """A network with its weights, in evaluation mode on the CPU.
+
+    Args:
+        build: makes the network on ``meta``, with what it needs besides weights, from the path of its weight
+            file or folder.
+        weights_dir: the folder of weight files.
+        key: of the weights, in `registry`.
+        dtype: of the network's values.
+        fold: turns the tensors of the published file into those of the network, where they differ.
+
+    Raises:
+        WeightsError: the weights are missing, damaged or of another network.
+    """
+    file, path = weight_file(key), locate(weights_dir, key, dtype)
+    parts = files_of(file, path)
+    for part in parts:  # before any of them is parsed
+        checksums.check(weights_dir, part)
+    built = build(path)
+    network = network_of(built)
+    tensors = read_tensors(path, file, network.state_dict().keys())
+    # Looked at once: it reads the file whole. Where one file serves two networks, its record is of one.
+    alone = sum(other.path == file.path for other in WEIGHTS.values()) == 1
+    finite = alone and checksums.are_finite(weights_dir, parts)
+    fill(network, tensors.folded(fold), path, dtype, finite, tensors.held)
+    checksums.record(weights_dir, parts)
+    logger.info("%s: %s in %s", path, type(network).__name__, dtype)
+    _freeze(network)
+    return built
 
 
-def load_metaclip(weights_dir: Path, key: str, dtype: torch.dtype) -> MetaCLIP:
-    """MetaCLIP and its tokenizer, in evaluation mode on the CPU."""
-    folder = _checked(weights_dir, key, dtype)
-    encoder = build_metaclip(folder)
-    _load(encoder.model, weights_dir, key, folder, dtype)
-    return encoder
-
-
-def load_t5(weights_dir: Path, key: str, dtype: torch.dtype) -> T5Text:
-    """The T5 encoder and its tokenizer, in evaluation mode on the CPU."""
-    folder = _checked(weights_dir, key, dtype)
-    encoder = build_t5(folder)
-    _load(encoder.model, weights_dir, key, folder, dtype)
-    return encoder
-
-
-def load_file(network: Network, path: Path, key: str, dtype: torch.dtype) -> Network:
+def load_file(
+    network: Network, path: Path, key: str, dtype: torch.dtype, fold: Fold | None = None
+) -> Network:
     """A network that was built on ``meta``, filled from any file, in evaluation mode on the CPU.
 
     Args:
@@ -134,29 +107,40 @@ def load_file(network: Network, path: Path, key: str, dtype: torch.dtype) -> Net
         path: a published file, or one with the network's own names, such as a converted one.
         key: whose published names the file may use.
         dtype: of the network's values.
+        fold: as for `load_network`.
 
     Raises:
         WeightsError: there is no such file, it is damaged, or it is of another network.
     """
-    fill(network, NamedTensors(path, key, network.state_dict()), path, dtype)
-    return _frozen(network)
+    tensors = read_tensors(path, weight_file(key), network.state_dict().keys())
+    fill(network, tensors.folded(fold), path, dtype, held=tensors.held)
+    return _freeze(network)
 
 
-def own_names(key: str, path: Path) -> Collection[str]:
-    """The names inside the network that the presets load from ``key``, as it lies at ``path``."""
-    for preset in PRESETS.values():
-        if key not in preset.weights.values():
-            continue
-        with torch.device("meta"):
-            if key == preset.weights["dit"]:
-                return MMDiT(preset.mmdit).state_dict().keys()
-            if key == preset.weights["vae"]:
-                return build_vae(preset.vae).state_dict().keys()
-            if key == preset.weights["synchformer"]:
-                return Synchformer(preset.synchformer).state_dict().keys()
-        encoder = build_metaclip(path) if key == preset.weights["metaclip"] else build_t5(path)
-        return encoder.model.state_dict().keys()
-    return ()
+def read_tensors(path: Path, file: WeightFile, expected: Collection[str] = frozenset()) -> NamedTensors:
+    """The tensors at ``path`` under the names inside their network.
+
+    Files that this project wrote say so: they hold the network's own tensors, and nothing else.
+
+    Args:
+        path: a file, or a folder with some.
+        file: whose published names the tensors may have.
+        expected: the names inside the network, to find them behind other prefixes than the published.
+    """
+    return NamedTensors(path, file, _is_own(single_file(file, path)), expected)
+
+
+def _is_own(path: Path) -> bool:
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        return read_metadata(path).get(NAMES) == OWN
+    except WeightsError:
+        return False  # damaged: who reads the tensors says so
+
+
+# What the metadata of a file that this project wrote says of its tensors.
+NAMES, OWN = "names", "network"
 
 
 def locate(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
@@ -174,13 +158,13 @@ def locate(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
         if have_published:
             return published
         raise WeightsError(describe_missing(weights_dir, [file]))
-    metadata = read_metadata(single_file(converted))
+    metadata = read_metadata(single_file(file, converted))
     wanted, held = str(dtype).removeprefix("torch."), metadata.get("dtype")
     if have_published and held not in (wanted, "float32"):
         logger.info("%s holds %s, not %s: loading %s", converted, held, wanted, published)
         return published
     made_from = metadata.get("source_sha256")
-    here = _source(weights_dir, published) if have_published else None
+    here = _source(weights_dir, file, published) if have_published else None
     if None not in (made_from, here) and made_from != here:
         logger.warning(
             "%s was made from another file than %s: loading the latter; convert again", converted, published
@@ -193,36 +177,6 @@ def locate(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
     return converted
 
 
-def network_name(key: str, name: str) -> str | None:
-    """The name inside its network of a tensor of the published file of ``key``; None if it is ignored."""
-    inner = name
-    if key in ("thinksound_light", "thinksound"):
-        bare = name.removeprefix("diffusion.")  # the trainer's prefix
-        inner = bare.removeprefix("model.model.")
-        if inner == bare:
-            return None
-    elif key == "vae":
-        inner = name.removeprefix("autoencoder.")
-        if inner == name:
-            return None
-    # Bundled files, and Synchformer whole, use the network's own names.
-    return None if _is_ignored(key, inner) else inner
-
-
-def _is_ignored(key: str, inner: str) -> bool:
-    """Whether a tensor is of the published network of ``key`` but not of ours."""
-    if key in ("thinksound_light", "thinksound"):
-        return inner in _COMPUTED_TABLES
-    if key == "synchformer":
-        return not inner.startswith("vfeat_extractor.")
-    if key == "metaclip":
-        return inner.endswith(".position_ids")
-    if key == "t5":
-        # The encoder's embedding is the shared one, which is in every file.
-        return not inner.startswith(("shared.", "encoder.")) or inner == "encoder.embed_tokens.weight"
-    return False
-
-
 class NamedTensors(Mapping[str, Tensor]):
     """The tensors of one or more files under the names of their network, mapped when looked up.
 
@@ -231,19 +185,25 @@ class NamedTensors(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, path: Path, published_key: str | None, expected: Collection[str] = frozenset()
+        self,
+        path: Path,
+        file: WeightFile,
+        is_own: bool = False,
+        expected: Collection[str] = frozenset(),
     ) -> None:
         """
         Args:
             path: a file, or a folder with some.
-            published_key: whose published names the files may use; None if they are the network's own.
+            file: whose published names the files may use.
+            is_own: whether they hold the network's own names instead.
             expected: the names inside the network, to find them behind other prefixes than the published.
         """
+        self._is_own = is_own
         self.held: list[str] = []  # every name in the files, for messages
         self._found: dict[str, tuple[Mapping[str, Tensor], str]] = {}
-        files = [(part, open_tensors(part)) for part in weight_paths(path)]
+        files = [(part, open_tensors(part)) for part in weight_paths(path, file.layouts)]
         self.held = [name for _, tensors in files for name in tensors]
-        rename = _renaming(path, published_key, [_bare(name) for name in self.held], expected)
+        rename = _renaming(path, None if is_own else file, [_bare(name) for name in self.held], expected)
         for part, tensors in files:
             for name in tensors:
                 inner = rename(_bare(name))
@@ -263,6 +223,10 @@ class NamedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._found)
 
+    def folded(self, fold: Fold | None) -> Mapping[str, Tensor]:
+        """These tensors as the network has them; ``fold`` is only for published ones."""
+        return self if fold is None or self._is_own else fold(self)
+
 
 def _bare(name: str) -> str:
     """``name`` without what wrappers of modules add to it."""
@@ -273,12 +237,12 @@ def _bare(name: str) -> str:
 
 
 def _renaming(
-    path: Path, key: str | None, names: Sequence[str], expected: Collection[str]
+    path: Path, file: WeightFile | None, names: Sequence[str], expected: Collection[str]
 ) -> Callable[[str], str | None]:
     """How names in a file become names in its network; see `NamedTensors`."""
-    if key is None:
+    if file is None:
         return lambda name: name
-    published = partial(network_name, key)
+    published = file.network_name
     if not expected or any(published(name) in expected for name in names):
         return published
     counts: Counter[str] = Counter()
@@ -301,7 +265,7 @@ def _renaming(
 
     def rename(name: str) -> str | None:
         inner = name.removeprefix(prefix)
-        return None if not name.startswith(prefix) or _is_ignored(key, inner) else inner
+        return None if not name.startswith(prefix) or file.ignores(inner) else inner
 
     return rename
 
@@ -312,18 +276,28 @@ def fill(
     source: Path,
     dtype: torch.dtype,
     finite: bool = False,
+    held: Sequence[str] | None = None,
 ) -> None:
-    """Put ``tensors`` into a network built on ``meta``, in ``dtype``; buffers that are not stored stay.
+    """Put ``tensors`` into a network built on ``meta``; buffers that are not stored stay.
 
-    ``finite`` says that all their numbers are known to be. Raises `WeightsError` naming ``source`` for a
-    tensor that is missing, left over, of another shape, not of a floating-point type, or not finite.
+    Args:
+        network: to be filled.
+        tensors: under the network's names.
+        source: where they are from, for messages.
+        dtype: of the network's values.
+        finite: whether all values are known to be finite, so that nobody has to look.
+        held: every name in the source, for messages; the names of ``tensors`` unless given.
+
+    Raises:
+        WeightsError: a tensor is missing, left over, of another shape, not of a floating-point type, or not
+            finite.
     """
     what = type(network).__name__
     expected = network.state_dict()
     groups = _tied(network)
     supplied = {alias: name for name in tensors if name in expected for alias in groups.get(name, [name])}
     absent = [name for name in expected if name not in supplied]
-    held = tensors.held if isinstance(tensors, NamedTensors) else list(tensors)
+    held = list(tensors) if held is None else held
     if any("lora_" in name for name in held):
         raise WeightsError(
             f"{source}: a LoRA adapter, not whole weights; merge it into those that it was trained on with "
@@ -364,28 +338,7 @@ def fill(
     network.load_state_dict(cast, strict=True, assign=True)
 
 
-def _checked(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
-    """As `locate`, with every file of it checked against its record, before any is parsed."""
-    path = locate(weights_dir, key, dtype)
-    for part in files_of(weight_file(key), path):
-        checksums.check(weights_dir, part)
-    return path
-
-
-def _load(network: Network, weights_dir: Path, key: str, path: Path, dtype: torch.dtype) -> Network:
-    file = weight_file(key)
-    parts = files_of(file, path)
-    own_names = path == weights_dir / file.converted_path
-    tensors = NamedTensors(path, None if own_names else key, network.state_dict())
-    # Looked at once: it reads the file whole. Where one file serves two networks, its record is of one.
-    alone = sum(other.path == file.path for other in WEIGHTS.values()) == 1
-    fill(network, tensors, path, dtype, finite=alone and checksums.are_finite(weights_dir, parts))
-    checksums.record(weights_dir, parts)
-    logger.info("%s: %s in %s", path, type(network).__name__, dtype)
-    return _frozen(network)
-
-
-def _frozen(network: Network) -> Network:
+def _freeze(network: Network) -> Network:
     network.requires_grad_(False)
     network.eval()
     return network
@@ -399,15 +352,15 @@ def _tied(network: nn.Module) -> dict[str, list[str]]:
     return {name: group for group in names.values() for name in group}
 
 
-def _looks_like(names: list[str]) -> str:
-    for part, description in _LOOKS_LIKE:
+def _looks_like(names: Sequence[str]) -> str:
+    for part, description in SIGNS:
         if any(part in name for name in names):
             return description
     return "weights of something else"
 
 
-def _source(weights_dir: Path, published: Path) -> str | None:
+def _source(weights_dir: Path, file: WeightFile, published: Path) -> str | None:
     """The recorded hash of what is published, as `convert` notes it; None if it was never recorded."""
-    hashes = [checksums.recorded_sha256(weights_dir, path) for path in weight_paths(published)]
+    hashes = [checksums.recorded_sha256(weights_dir, path) for path in weight_paths(published, file.layouts)]
     known = [sha256 for sha256 in hashes if sha256 is not None]
     return ",".join(known) if len(known) == len(hashes) else None

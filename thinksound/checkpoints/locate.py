@@ -14,6 +14,7 @@ from .registry import (
     TOKENIZERS,
     WEIGHT_LAYOUTS,
     WEIGHTS,
+    Layouts,
     WeightFile,
     default_weights_dir,
     repository_weights_dir,
@@ -108,7 +109,7 @@ def absent_parts(file: WeightFile, folder: Path) -> list[str]:
     """What the Hugging Face folder of ``file`` lacks to be usable, in the words of its file names."""
     names = _names(folder)
     absent = absent_names(file, names)
-    weights = weight_files(names)
+    weights = weight_files(names, file.layouts)
     if weights and weights[0].endswith(".index.json"):
         absent += sorted(shards_of(folder / weights[0]) - names)
     return absent
@@ -116,9 +117,11 @@ def absent_parts(file: WeightFile, folder: Path) -> list[str]:
 
 def absent_names(file: WeightFile, names: set[str]) -> list[str]:
     """What a Hugging Face folder with these file names lacks, whatever its index says of shards."""
-    absent = [] if "config.json" in names else ["config.json"]
-    if not weight_files(names):
-        absent.append("model.safetensors or pytorch_model.bin, or either in shards with their index")
+    absent = [] if file.description in names else [file.description]
+    if not weight_files(names, file.layouts):
+        whole = [first for first, shard in file.layouts if shard is None]
+        shards = ", or either in shards with their index" if len(whole) < len(file.layouts) else ""
+        absent.append(" or ".join(whole) + shards)
     if file.has_tokenizer and not any(names.issuperset(tokenizer) for tokenizer in TOKENIZERS):
         absent.append("its tokenizer (" + " or ".join("+".join(parts) for parts in TOKENIZERS) + ")")
     return absent
@@ -150,16 +153,16 @@ def files_of(file: WeightFile, path: Path) -> list[Path]:
     return [path / name for name in file.wanted(_names(path))] if file.is_folder else [path]
 
 
-def weight_paths(path: Path) -> list[Path]:
+def weight_paths(path: Path, layouts: Layouts = WEIGHT_LAYOUTS) -> list[Path]:
     """The files with tensors in what lies at ``path``: itself, or the weights of the folder."""
     if not path.is_dir():
         return [path]
-    return [path / name for name in weight_files(_names(path)) if not name.endswith(".index.json")]
+    return [path / name for name in weight_files(_names(path), layouts) if not name.endswith(".index.json")]
 
 
-def single_file(converted: Path) -> Path:
+def single_file(file: WeightFile, converted: Path) -> Path:
     """The safetensors file of a converted copy."""
-    return converted / "model.safetensors" if converted.is_dir() else converted
+    return converted / file.written if converted.is_dir() else converted
 
 
 def present_files(weights_dir: Path) -> list[Path]:

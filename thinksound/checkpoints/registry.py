@@ -1,10 +1,13 @@
-"""Every weight file the presets name: where it is published, under what name it lies here, its licence.
+"""Every weight file: where it is published, under what name it lies here, its tensor names, its licence.
 
 Published names are kept, so a folder filled by hand works without any network. A revision is a commit
 where we know a good one; otherwise the checksum recorded at first use is what notices a change
 (`checksums`). Sizes are those of the files as published, rounded; a download asks the hub for the exact
 ones. SHA-256 values were read on the pages of the hub that are named beside them; the files themselves were
 not available. Files with no repository are part of this project.
+
+A published file can hold more than the network that is loaded from it, such as optimiser state, and its
+tensors can have a prefix. Both are written down with the file, as regular expressions.
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ from ..errors import WeightsError
 
 # Weights of a Hugging Face folder, best first; exactly one of these layouts is used and downloaded. The
 # second part is what the names of its shards must match in full: a name from a mirror becomes a path here.
-WEIGHT_LAYOUTS: tuple[tuple[str, re.Pattern[str] | None], ...] = (
+Layouts = tuple[tuple[str, re.Pattern[str] | None], ...]
+WEIGHT_LAYOUTS: Layouts = (
     ("model.safetensors", None),
     ("model.safetensors.index.json", re.compile(r"model-[0-9]{1,6}-of-[0-9]{1,6}\.safetensors")),
     ("pytorch_model.bin", None),
     ("pytorch_model.bin.index.json", re.compile(r"pytorch_model-[0-9]{1,6}-of-[0-9]{1,6}\.bin")),
 )
+
+# Of a folder that open_clip's authors publish; weights for other libraries can lie beside them.
+OPEN_CLIP_LAYOUTS: Layouts = (("open_clip_model.safetensors", None), ("open_clip_pytorch_model.bin", None))
 
 # A Hugging Face folder of a network that reads text needs one of these beside its weights and config.json.
 TOKENIZERS: tuple[tuple[str, ...], ...] = (
@@ -52,6 +59,21 @@ _SYNCHFORMER = {
     "synchformer_state_dict.pth": "8aff082f2df5c3bc52759db0c865c7ee772ae6400b860d1b7e90413f2defb67c"
 }
 
+# The trainer's own prefix, and Lightning's around it, which the light checkpoint lacks.
+_TRAINER_PREFIX = r"(diffusion\.)?model\.model\."
+# Buffers that an older version of the published network stored; they are computed here.
+_COMPUTED_TABLES = r"t_embed\.freqs|latent_rot|clip_rot"
+
+# How a file that is not the right one is recognised, by a part of any of its tensor names.
+SIGNS = (
+    ("vfeat_extractor.", "Synchformer weights"),
+    ("joint_blocks.", "weights of the diffusion transformer"),
+    ("autoencoder.", "weights of the audio VAE"),
+    ("decoder.layers.", "weights of the audio VAE"),
+    ("vision_model.", "CLIP weights"),
+    ("encoder.block.", "T5 weights"),
+)
+
 _RESEARCH_ONLY = "research and education only, no commercial use"
 _OWN = "Apache-2.0, part of this project"
 
@@ -67,8 +89,12 @@ class WeightFile:
     size: int | None  # bytes to download, rounded; None for what is bundled
     repository: str | None = None  # on the hub; None for files that come with this project
     revision: str = "main"
-    patterns: tuple[str, ...] = ()  # of a folder: its files besides the weights
+    remote: str = ""  # its name in the repository, where that is another
+    patterns: tuple[str, ...] = ()  # of a folder: its files besides the weights, first its description
+    layouts: Layouts = WEIGHT_LAYOUTS  # of a folder: its weights, best first
     sha256: Mapping[str, str] = field(default_factory=dict)  # file name -> hash as published, where known
+    prefix: str = ""  # regular expression: what stands before the network's own tensor names
+    ignored: str = "(?!)"  # regular expression: tensors, by their names without prefix, that are not loaded
 
     @property
     def bundled(self) -> bool:
@@ -78,6 +104,31 @@ class WeightFile:
     @property
     def is_folder(self) -> bool:
         return bool(self.patterns)
+
+    @property
+    def remote_path(self) -> str:
+        """Its name in the repository."""
+        return self.remote or self.path
+
+    @property
+    def description(self) -> str:
+        """Of a folder: the file that describes the network."""
+        return self.patterns[0]
+
+    @property
+    def written(self) -> str:
+        """Of a folder: the name under which this project writes weights."""
+        return self.layouts[0][0]
+
+    def network_name(self, name: str) -> str | None:
+        """The name inside its network of a published tensor; None for one that is not loaded."""
+        prefix = re.match(self.prefix, name)
+        inner = name[prefix.end() :] if prefix else None
+        return None if inner is None or self.ignores(inner) else inner
+
+    def ignores(self, inner: str) -> bool:
+        """Whether a tensor, by its name without prefix, is part of the file but not of the network."""
+        return re.fullmatch(self.ignored, inner) is not None
 
     @property
     def has_tokenizer(self) -> bool:
@@ -90,7 +141,8 @@ class WeightFile:
 
     def wanted(self, names: Collection[str]) -> list[str]:
         """Of the file names in a folder (here or on the hub), those this project uses, sorted."""
-        return sorted([*weight_files(names), *(name for name in names if name in self.patterns)])
+        others = [name for name in names if name in self.patterns]
+        return sorted([*weight_files(names, self.layouts), *others])
 
 
 WEIGHTS: dict[str, WeightFile] = {
@@ -103,6 +155,8 @@ WEIGHTS: dict[str, WeightFile] = {
             licence=_RESEARCH_ONLY,
             size=5_730_000_000,
             repository="FunAudioLLM/ThinkSound",
+            prefix=_TRAINER_PREFIX,
+            ignored=_COMPUTED_TABLES,
         ),
         WeightFile(
             key="thinksound",
@@ -113,6 +167,8 @@ WEIGHTS: dict[str, WeightFile] = {
             repository="FunAudioLLM/ThinkSound",
             # huggingface.co/FunAudioLLM/ThinkSound/commit/807b1021f34c60a49bd22f6ce3030c0af66a2102
             sha256={"thinksound.ckpt": "816fa5f73bd8d566e684cef7a8caf2c698f6da100bca561c0c6b4ae244439ebc"},
+            prefix=_TRAINER_PREFIX,
+            ignored=_COMPUTED_TABLES,
         ),
         WeightFile(
             key="vae",
@@ -123,6 +179,7 @@ WEIGHTS: dict[str, WeightFile] = {
             repository="FunAudioLLM/ThinkSound",
             # huggingface.co/FunAudioLLM/ThinkSound/commit/59d87e0cf709abc73809ff8d67c9bde8ce67575c
             sha256={"vae.ckpt": "8132c32ec65bbba2f1457f2659136c5f2cb31f9902af1c659d78c9f7d3aa619e"},
+            prefix=r"autoencoder\.",
         ),
         WeightFile(
             key="synchformer",
@@ -132,6 +189,7 @@ WEIGHTS: dict[str, WeightFile] = {
             size=950_000_000,
             repository="FunAudioLLM/ThinkSound",
             sha256=_SYNCHFORMER,
+            ignored=r"(?!vfeat_extractor\.).*",  # the audio tower and the head
         ),
         WeightFile(
             key="metaclip",
@@ -142,6 +200,7 @@ WEIGHTS: dict[str, WeightFile] = {
             repository="facebook/metaclip-h14-fullcc2.5b",
             revision="8409dda29d748fb288875e26ac49d6958127aac3",
             patterns=_CONFIG_AND_TOKENIZER,
+            ignored=r".*\.position_ids",
         ),
         WeightFile(
             key="t5",
@@ -156,6 +215,8 @@ WEIGHTS: dict[str, WeightFile] = {
             # huggingface.co/google/t5-v1_1-xl/blob/518fec1361d0fd82dd8fd185fcb0bbd1d404d65d/pytorch_model.bin
             sha256={"pytorch_model.bin": "72be4ab4cb05720c91e72995ad26fb5e2785fc1648c80ad0561c45ce432447fc"},
             patterns=_CONFIG_AND_TOKENIZER,
+            # The decoder; and the encoder's embedding, which is the shared one that is in every file.
+            ignored=r"(?!shared\.|encoder\.).*|encoder\.embed_tokens\.weight",
         ),
         WeightFile(
             key="synchformer_offset",
@@ -215,9 +276,9 @@ def weight_file(key: str) -> WeightFile:
     return WEIGHTS[key]
 
 
-def weight_files(names: Collection[str]) -> list[str]:
+def weight_files(names: Collection[str], layouts: Layouts = WEIGHT_LAYOUTS) -> list[str]:
     """Of the file names in a Hugging Face folder, the weights of the best layout that is there."""
-    for first, shard in WEIGHT_LAYOUTS:
+    for first, shard in layouts:
         if first in names:
             return [first, *sorted(name for name in names if shard is not None and shard.fullmatch(name))]
     return []

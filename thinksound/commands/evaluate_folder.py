@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import WeightsError
-from ..presets import NETWORKS
 from .arguments import add_weights_dir
 from .progress import Bars
 
@@ -88,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     from ..evaluation.files.pairing import find_clips
     from ..media.files import check_output
-    from ..runtime.placement import detect_machine, make_plan, memory_errors
+    from ..runtime.placement import detect_machine, memory_errors, one_device
 
     # What can be wrong in a moment is looked at before the networks are loaded.
     check_output(arguments.output, (".json",))
@@ -99,8 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     if wanted is not None:
         wanted = [name.strip() for name in wanted.split(",") if name.strip()]
     metrics = choose_metrics(wanted, clips)
-    plan = make_plan(detect_machine(), dict.fromkeys(NETWORKS, 0), arguments.device, "float32")
-    device = torch.device(plan.devices["vae"])
+    device = torch.device(one_device(detect_machine(), arguments.device))
     weights_dir = arguments.weights if arguments.weights is not None else default_weights_dir()
     bars = Bars(arguments.quiet)
     try:

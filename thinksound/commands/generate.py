@@ -71,9 +71,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sound.add_argument(
         "--steps",
         type=within(STEPS),
-        default=24,
         metavar="N",
-        help="sampling steps, 1 to 100; more is slower (default: 24)",
+        help="sampling steps, 1 to 100; more is slower "
+        f"(default: {', '.join(f'{preset.name} {preset.steps}' for preset in PRESETS.values())})",
     )
     sound.add_argument(
         "--seed", type=within(SEED), metavar="N", help="0 to 4294967295; the same seed gives the same sound"
@@ -84,10 +84,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> None:
     from ..media.files import make_folder
     from ..media.probe import probe
-    from ..request import Options, check_texts
+    from ..request import Options, Texts
 
     options = Options(arguments.steps, arguments.cfg_scale, arguments.seed, arguments.duration)
-    check_texts(arguments.caption, arguments.cot)
+    Texts(arguments.caption, arguments.cot)
     videos = _expand(arguments.videos)
     folder = _folder(arguments.output)
     several = len(videos) > 1

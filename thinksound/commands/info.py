@@ -32,10 +32,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _describe_video(video: str) -> None:
+    from ..families.find import family_of
     from ..media.decode import decode_video
-    from ..rates import MAX_DURATION_S, audio_sample_count, latent_frame_count, sync_feature_count
+    from ..rates import MAX_DURATION_S
 
-    decoded = decode_video(video, MAX_DURATION_S)
+    families = [family_of(preset) for preset in PRESETS.values()]
+    decoded = decode_video(video, families[0].views, MAX_DURATION_S)
     info = decoded.info
     size = f"{info.width}x{info.height}" + (f", turned by {info.rotation} degrees" if info.rotation else "")
     claimed = "unknown" if info.container_duration_s is None else f"{info.container_duration_s:.3f} s"
@@ -45,14 +47,18 @@ def _describe_video(video: str) -> None:
     print(f"  picture      {info.codec} {info.pixel_format} {size}")
     print(f"  duration     {decoded.duration_s:.3f} s of presented pictures (the container says {claimed})")
     print(f"  pictures     {decoded.frame_count} presented, the first at {decoded.start_s:.3f} s")
-    sync = f"{len(decoded.sync_frames)} at 25 fps ({sync_feature_count(decoded.duration_s)} sync features)"
-    print(f"  used         {len(decoded.clip_frames)} at 8 fps (MetaCLIP), {sync}")
+    used = (f"{len(decoded.frames[view.name])} at {view.fps} fps" for view in families[0].views)
+    print(f"  used         {', '.join(used)}")
+    generated: dict[str, list[str]] = {}  # in words, and the presets that it is true of
+    for family in families:
+        latents, samples = (
+            count(decoded.duration_s) for count in (family.sound.latent_length, family.sound.sample_count)
+        )
+        words = f"{latents} latents, {samples:,} samples at {family.sound.sample_rate:,} Hz"
+        generated.setdefault(words, []).append(family.preset.name)
     label = "generates"
-    for vae in dict.fromkeys(preset.vae for preset in PRESETS.values()):
-        latents = latent_frame_count(decoded.duration_s, vae.sample_rate, vae.hop)
-        samples = audio_sample_count(decoded.duration_s, vae.sample_rate)
-        names = ", ".join(preset.name for preset in PRESETS.values() if preset.vae == vae)
-        print(f"  {label:<12} {latents} latents, {samples:,} samples at {vae.sample_rate:,} Hz ({names})")
+    for words, names in generated.items():
+        print(f"  {label:<12} {words} ({', '.join(names)})")
         label = ""
     if decoded.timeline.cut:
         print(f"  note         it goes on; at most {MAX_DURATION_S:g} s can be used")
@@ -76,7 +82,7 @@ def _describe_installation(folder: Path) -> None:
         kind = kind if gpu.usable else "which the installed PyTorch is not built for"
         print(f"             cuda:{index} {gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, {kind}")
     for preset in PRESETS.values():
-        millions = sum(preset.parameters.values()) / 1e6
+        millions = preset.parameters / 1e6
         print(f"preset       {preset.name}: {preset.summary}, {millions:,.1f} M parameters")
     print(f"weights      {folder}")
     for line in weight_lines(folder, list(PRESETS)):

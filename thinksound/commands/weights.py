@@ -78,14 +78,16 @@ def _convert(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..checkpoints.convert import convert
-    from ..runtime.precision import network_dtypes
+    from ..families.find import contents_of
 
-    names = network_dtypes(arguments.dtype, on_gpu=True, bfloat16=True)
-    weights = PRESETS[arguments.preset].weights
-    dtypes = {key: getattr(torch, names[network]) for network, key in weights.items()}
+    networks = PRESETS[arguments.preset].networks.values()
+    dtypes = {
+        network.key: getattr(torch, "float32" if network.always_float32 else arguments.dtype)
+        for network in networks
+    }
     bars = Bars(arguments.quiet)
     try:
-        rows = convert(weights_dir(arguments), list(weights.values()), dtypes, bars)
+        rows = convert(weights_dir(arguments), list(dtypes), dtypes, contents_of, bars)
     finally:
         bars.close()
     for row in rows:

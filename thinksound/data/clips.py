@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from ..request import Texts
 from .shards import Layout
 
 
@@ -17,11 +18,9 @@ class Clip:
     """What one training clip looks, sounds and reads like."""
 
     name: str
-    clip_frames: Tensor | None  # uint8 (V, 224, 224, 3), 8 per second; None without video
-    sync_frames: Tensor | None  # uint8 (S', 224, 224, 3), 25 per second; None without video
+    frames: Mapping[str, Tensor]  # uint8 (N, H, W, 3) by the names of the family's views; none without video
     waveform: Tensor  # float32 (2, A)
-    caption: str
-    cot: str
+    texts: Texts
 
 
 @dataclass(frozen=True)

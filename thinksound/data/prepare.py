@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -22,13 +22,11 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..encoders.sync import encode_sync
 from ..errors import InputError, ThinkSoundError
 from ..media.files import check_output, make_folder, whole_file
-from ..pipeline import Pipeline, Progress
-from ..presets import TINY, Preset
+from ..pipeline import Pipeline
+from ..request import Progress
 from ..runtime.placement import memory_errors
-from ..synthetic.make import CLIP_S
 from .clips import Clip, Skipped, Source, hash_of
 from .shards import (
     INDEX,
@@ -49,12 +47,6 @@ _GROUP = 8  # clips that are encoded together
 _VAE_SAMPLES = (
     2**20
 )  # of sound in one call of the VAE's encoder: two published clips, or a group of tiny ones
-_TEXTS = 256  # remembered: the windows of a file, and captions that come again
-
-
-def training_duration(preset: Preset) -> float:
-    """Seconds of a training clip: as the published networks were trained, shorter for the tiny ones."""
-    return CLIP_S if preset == TINY else 9.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,7 @@ def prepare_clips(
         pipeline: whose encoders are used.
         sources: in the order of the clips.
         folder: made if missing.
-        duration_s: of every clip; None is the preset's, see `training_duration`.
+        duration_s: of every clip; None is what the family was trained on.
         shard_size: sources of one shard.
         part: (I, N) makes the I-th of N parts; when all are made, the folder is complete.
         workers: threads that read ahead; None is 1 where a CPU encodes, else up to 8.
@@ -102,14 +94,13 @@ def prepare_clips(
         PlacementError: out of memory.
     """
     folder = Path(folder)
-    preset = pipeline.preset
     if duration_s is None:
-        duration_s = training_duration(preset)
+        duration_s = pipeline.family.trained_duration_s
     if not MIN_CLIP_S <= duration_s <= MAX_CLIP_S:
         raise InputError(
             f"duration_s {duration_s:g}: give {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s", option="duration_s"
         )
-    layout = Layout.of(preset, float(duration_s))
+    layout = Layout.of(pipeline.family, float(duration_s))
     groups = [sources[start : start + shard_size] for start in range(0, len(sources), shard_size)]
     if not groups:
         raise InputError("nothing to prepare: no files are named")
@@ -122,7 +113,7 @@ def prepare_clips(
     total = sum(len(groups[number]) for number in todo)
     report = (lambda done: progress("clips", done, total)) if progress else (lambda done: None)
     if workers is None:
-        on_cpu = pipeline.placement.plan.devices["synchformer"] == "cpu"
+        on_cpu = "cpu" in pipeline.placement.plan.devices.values()
         workers = 1 if on_cpu else min(8, os.cpu_count() or 1)
     with memory_errors():
         work.make(todo, workers, report)
@@ -172,7 +163,7 @@ class _Work:
                     names.append(clip.name)
                 else:
                     skipped.append(Skipped(clip.name, "its features hold values that are not numbers"))
-            batches.append(compact(Batch(*(part[good] for part in _parts(batch)))))
+            batches.append(compact(_chosen(batch, good)))
         header = ShardHeader(
             self._layout,
             self._encoders,
@@ -180,7 +171,7 @@ class _Work:
             names,
             [[each.name, each.reason] for each in skipped],
         )
-        together = Batch(*map(torch.cat, zip(*map(_parts, batches), strict=True))) if names else None
+        together = _joined(batches) if names else None
         batches.clear()
         write_shard(self._folder, number, header, together)
 
@@ -227,12 +218,8 @@ class _Work:
 
 def fingerprint(pipeline: Pipeline) -> str:
     """What tells the encoders of two pipelines apart: the first values of each of their tensors."""
-    networks = (
-        pipeline.metaclip.model,
-        pipeline.t5.model,
-        pipeline.synchformer,
-        pipeline.vae.encoder,
-    )
+    model = pipeline.model
+    networks = (*(model.networks[name] for name in model.encoders), model.sound_encoder)
     digest = hashlib.sha256()
     for network in networks:
         for name, tensor in network.state_dict().items():
@@ -288,13 +275,21 @@ def _usable(readings: Iterator[list[Clip | Skipped]], skipped: list[Skipped]) ->
                 skipped.append(each)
 
 
-def _parts(batch: Batch) -> list[Tensor]:
-    return [getattr(batch, field.name) for field in fields(Batch)]
+def _chosen(batch: Batch, which: Tensor) -> Batch:
+    return batch.each(lambda part: part[which])
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    return Batch.of(
+        {name: torch.cat([each.tensors[name] for each in batches]) for name in batches[0].tensors}
+    )
 
 
 def _finite(batch: Batch) -> Tensor:
-    """Which clips hold numbers only, (B,) bool."""
-    return torch.stack([part.flatten(1).isfinite().all(1) for part in _parts(batch)[:-1]]).all(0)
+    """Which clips hold finite values only, (B,) bool."""
+    return torch.stack(
+        [part.reshape(len(part), -1).isfinite().all(1) for part in batch.tensors.values()]
+    ).all(0)
 
 
 class _Encoder:
@@ -302,51 +297,34 @@ class _Encoder:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._vae_device = pipeline.placement.plan.devices["vae"]
-        pipeline.vae.encoder.to(self._vae_device)  # generation leaves it where it was loaded
-        self._captions = _Remembered(lambda text: pipeline.metaclip.encode_text(text).cpu())
-        self._cots = _Remembered(lambda text: pipeline.t5.encode(text).cpu())
+        self._device = pipeline.placement.plan.devices["vae"]
+        pipeline.model.sound_encoder.to(self._device)  # generation leaves it where it was loaded
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[Clip], layout: Layout) -> Batch:
         """The features of clips of the layout's length."""
-        pipeline, placement = self._pipeline, self._pipeline.placement
-        seen = torch.tensor([clip.clip_frames is not None for clip in clips])
-        clip_features = torch.zeros(len(clips), *layout.shapes["clip_features"])
-        sync_features = torch.zeros(len(clips), *layout.shapes["sync_features"])
-        with placement.on_device("metaclip"):
-            text_features = torch.stack([self._captions(clip.caption) for clip in clips])
-            frames = [clip.clip_frames for clip in clips if clip.clip_frames is not None]
-            if frames:
-                encoded = pipeline.metaclip.encode_frames(torch.cat(frames)).cpu()
-                clip_features[seen] = encoded.unflatten(0, (len(frames), -1))
-        with placement.on_device("t5"):
-            t5_features = torch.stack([self._cots(clip.cot) for clip in clips])
-        with placement.on_device("synchformer"):
-            for row, clip in enumerate(clips):
-                if clip.sync_frames is not None:
-                    sync_features[row] = encode_sync(pipeline.synchformer, clip.sync_frames).cpu()
+        encoded = self._pipeline.encode(
+            [clip.frames for clip in clips],
+            [clip.texts.caption for clip in clips],
+            [clip.texts.cot for clip in clips],
+        )
+        features = {
+            condition.name: torch.stack(
+                [
+                    each[condition.name]
+                    if condition.name in each
+                    else torch.zeros(layout.shapes[condition.name])
+                    for each in encoded
+                ]
+            )
+            for condition in self._pipeline.family.conditions
+        }
         mean, scale = self._encode_sound(torch.stack([clip.waveform for clip in clips]))
-        return Batch(clip_features, sync_features, text_features, t5_features, mean, scale, seen)
+        return Batch(features, mean, scale, torch.tensor([bool(clip.frames) for clip in clips]))
 
     def _encode_sound(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and raw scale of the latents, (B, C, T) each, of waveforms (B, 2, A)."""
-        size = max(1, _VAE_SAMPLES // waveforms.shape[2])
-        encoded = [self._pipeline.vae.encode(part.to(self._vae_device)) for part in waveforms.split(size)]
+        model, size = self._pipeline.model, max(1, _VAE_SAMPLES // waveforms.shape[2])
+        encoded = [model.encode_sound(part.to(self._device)) for part in waveforms.split(size)]
         mean, scale = (torch.cat(parts).float().cpu() for parts in zip(*encoded, strict=True))
         return mean, scale
-
-
-class _Remembered:
-    """A function of a text that keeps its latest results."""
-
-    def __init__(self, encode: Callable[[str], Tensor]) -> None:
-        self._encode = encode
-        self._results: dict[str, Tensor] = {}
-
-    def __call__(self, text: str) -> Tensor:
-        if text not in self._results:
-            if len(self._results) >= _TEXTS:
-                del self._results[next(iter(self._results))]
-            self._results[text] = self._encode(text)
-        return self._results[text]

@@ -10,8 +10,8 @@ files: a batch costs the pages of its own clips.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
+from ..families.find import family_of
+from ..families.protocol import TRANSFORMER, Family
 from ..media.files import whole_file
-from ..presets import Preset
-from ..rates import clip_frame_count, latent_frame_count, sync_feature_count
+from ..media.views import View
+from ..presets import Preset, get_preset
 
 FORMAT = 1
 INDEX = "index.json"
@@ -34,16 +36,31 @@ _HEADER = "thinksound"  # one entry, because several would be written in random 
 class Batch:
     """Features of B clips; float32 but in a shard."""
 
-    clip_features: Tensor  # (B, V, Dc) MetaCLIP pictures; zeros without video
-    sync_features: Tensor  # (B, S, Ds) Synchformer; zeros without video
-    text_features: Tensor  # (B, 77, Dt) MetaCLIP tokens of the caption
-    t5_features: Tensor  # (B, 77, D5) T5 tokens of the chain of thought
-    latent_mean: Tensor  # (B, C, T) as AudioVAE.encode gives it
-    latent_scale: Tensor  # (B, C, T) before the softplus
+    features: Mapping[str, Tensor]  # (B, N, D) by the family's conditions; zeros for frames without video
+    latent_mean: Tensor  # (B, C, T) as the family encodes sound
+    latent_scale: Tensor  # (B, C, T) what it needs besides to draw latents
     has_video: Tensor  # (B,) bool
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by the names that they have in a shard."""
+        return {
+            **self.features,
+            "latent_mean": self.latent_mean,
+            "latent_scale": self.latent_scale,
+            "has_video": self.has_video,
+        }
 
-_FEATURES = tuple(field.name for field in fields(Batch) if field.name != "has_video")
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Batch:
+        """The batch with these `tensors`."""
+        others = ("latent_mean", "latent_scale", "has_video")
+        features = {name: tensor for name, tensor in tensors.items() if name not in others}
+        return cls(features, *(tensors[name] for name in others))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
+        return Batch.of({name: change(tensor) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -58,25 +75,32 @@ class Layout:
     shapes: dict[str, list[int]]  # feature -> its shape for one clip
 
     @classmethod
-    def of(cls, preset: Preset, duration_s: float) -> Layout:
-        """The layout of clips of ``duration_s`` seconds for a preset's networks."""
-        mmdit, vae = preset.mmdit, preset.vae
-        latents = [mmdit.latent_dim, latent_frame_count(duration_s, vae.sample_rate, vae.hop)]
+    def of(cls, family: Family, duration_s: float) -> Layout:
+        """The layout of clips of ``duration_s`` seconds for a family's networks."""
+        sound, preset = family.sound, family.preset
+        latents = [sound.latent_dim, sound.latent_length(duration_s)]
         return cls(
             preset=preset.name,
-            encoders={network: key for network, key in preset.weights.items() if network != "dit"},
-            sample_rate=vae.sample_rate,
-            hop=vae.hop,
+            encoders={network: key for network, key in preset.weights.items() if network != TRANSFORMER},
+            sample_rate=sound.sample_rate,
+            hop=sound.hop,
             duration_s=duration_s,
             shapes={
-                "clip_features": [clip_frame_count(duration_s), mmdit.clip_dim],
-                "sync_features": [sync_feature_count(duration_s), mmdit.sync_dim],
-                "text_features": [mmdit.text_length, mmdit.clip_text_dim],
-                "t5_features": [mmdit.text_length, mmdit.text_dim],
+                **{each.name: list(each.shape(duration_s)) for each in family.conditions},
                 "latent_mean": latents,
                 "latent_scale": latents,
             },
         )
+
+    @property
+    def family(self) -> Family:
+        """The family of the preset."""
+        return family_of(get_preset(self.preset))
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What the family sees of a video."""
+        return self.family.views
 
     @property
     def audio_samples(self) -> int:
@@ -106,20 +130,20 @@ def write_shard(folder: Path, number: int, header: ShardHeader, clips: Batch | N
     Raises:
         OutputError: the folder is missing or not writable, or the disk is full.
     """
-    tensors = {}
-    if clips is not None:
-        tensors = vars(compact(clips))
+    tensors = compact(clips).tensors if clips is not None else {}
     text = json.dumps({"format": FORMAT, **asdict(header)}, sort_keys=True)
     with whole_file(shard_path(folder, number)) as temporary:
         temporary.write_bytes(save(tensors, metadata={_HEADER: text}))
 
 
 def compact(clips: Batch) -> Batch:
-    """Clips in the number formats of a shard."""
-    return replace(clips, **{name: _compact(getattr(clips, name)) for name in _FEATURES})
+    """Clips in the dtypes of a shard."""
+    return clips.each(_compact)
 
 
 def _compact(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.bool:
+        return tensor
     fits = not tensor.numel() or tensor.abs().max() <= torch.finfo(torch.float16).max
     return tensor.to(torch.float16 if fits else torch.bfloat16).contiguous()
 
@@ -175,12 +199,14 @@ class PreparedClips:
         """The clips of these numbers, in this order."""
         places = [self._places[index] for index in indices]
         stacked = {
-            field.name: torch.stack([self._shard(file)[field.name][row] for file, row in places])
-            for field in fields(Batch)
+            name: torch.stack([self._shard(file)[name][row] for file, row in places]) for name in self._names
         }
-        return Batch(
-            **{name: part if name == "has_video" else part.float() for name, part in stacked.items()}
-        )
+        return Batch.of(stacked).each(lambda part: part if part.dtype == torch.bool else part.float())
+
+    @property
+    def _names(self) -> list[str]:
+        """Of the tensors in every shard."""
+        return [*self.layout.shapes, "has_video"]
 
     def check(self, preset: Preset) -> None:
         """Make sure that these clips can train a preset's transformer.
@@ -188,7 +214,7 @@ class PreparedClips:
         Raises:
             InputError: they were encoded by other networks or have other sizes.
         """
-        wanted = Layout.of(preset, self.layout.duration_s)
+        wanted = Layout.of(family_of(preset), self.layout.duration_s)
         again = f"prepare the files again with --preset {preset.name}"
         if wanted.encoders != self.layout.encoders:
             raise InputError(
@@ -230,9 +256,7 @@ class PreparedClips:
             path = self.folder / file
             try:
                 with safe_open(path, framework="pt") as shard:
-                    self._tensors[file] = {
-                        field.name: shard.get_tensor(field.name) for field in fields(Batch)
-                    }
+                    self._tensors[file] = {name: shard.get_tensor(name) for name in self._names}
             except (SafetensorError, OSError) as error:
                 raise InputError(
                     f"{path}: missing or damaged ({error}); delete it and prepare again, "

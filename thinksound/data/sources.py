@@ -1,9 +1,9 @@
-"""Where training clips come from: files, or made scenes."""
+"""Where training clips come from: files, or synthetic scenes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,23 +14,24 @@ from .. import __version__
 from ..errors import MediaError
 from ..media.decode import decode_video
 from ..media.soundtrack import Soundtrack, read_sound
-from ..pipeline import Pipeline
-from ..rates import CLIP_FPS, MAX_DURATION_S, SYNC_FPS, clip_frame_count, sync_frame_count
+from ..media.views import View
+from ..rates import MAX_DURATION_S
+from ..request import Texts
 from ..synthetic.make import make_scene
 from ..synthetic.sound import synthesise
-from ..synthetic.stream import encoder_pictures
+from ..synthetic.stream import scene_frames
 from ..synthetic.texts import describe
 from .clips import Clip, Skipped
 from .shards import Layout
 
-_SHORT_S = 0.02  # half a synchronisation picture: what rounded times in a container may take away
+_SHORT_S = 0.02  # half a frame at 25 per second: what rounded times in a container may take away
 _QUIET_END_S = 0.1  # sound may end this much earlier than the pictures
 _SILENCE = 1e-4  # peak, -80 dB
 
 
 @dataclass(frozen=True)
 class MadeSource:
-    """A made scene, drawn and synthesised when it is asked for."""
+    """A synthetic scene, drawn and synthesised when it is asked for."""
 
     split: str
     seed: int
@@ -44,18 +45,11 @@ class MadeSource:
 
     def read(self, layout: Layout) -> Iterator[Clip | Skipped]:
         scene = make_scene(self.split, self.seed, layout.duration_s)
-        clip_frames, sync_frames = encoder_pictures(scene)
+        frames = scene_frames(scene, layout.views)
         sound = Soundtrack(torch.from_numpy(synthesise(scene, layout.sample_rate)), 0.0, True)
-        caption, cot = describe(scene)
         waveform = sound.part(0.0, layout.audio_samples, layout.sample_rate)
-        yield Clip(
-            self.name,
-            # A duration that is no whole number of pictures makes the scene a little shorter.
-            _cut(clip_frames, 0, clip_frame_count(layout.duration_s)),
-            _cut(sync_frames, 0, sync_frame_count(layout.duration_s)),
-            waveform,
-            *Pipeline.check_texts(caption, cot),
-        )
+        # A duration that is no whole number of frames makes the scene a little shorter.
+        yield Clip(self.name, _cut(frames, layout, 0.0), waveform, Texts(*describe(scene)))
 
 
 @dataclass(frozen=True)
@@ -72,15 +66,15 @@ class FileSource:
         return json.dumps([self.name, size, self.caption, self.cot])
 
     def read(self, layout: Layout) -> Iterator[Clip | Skipped]:
-        caption, cot = Pipeline.check_texts(self.caption, self.cot)
+        texts = Texts(self.caption, self.cot)
         sound = read_sound(self.path, layout.sample_rate, MAX_DURATION_S)
-        start_s, clip_frames, sync_frames = sound.start_s, None, None
+        start_s, frames = sound.start_s, dict[str, Tensor]()
         if sound.has_pictures:
-            decoded = decode_video(self.path, MAX_DURATION_S)
+            decoded = decode_video(self.path, layout.views, MAX_DURATION_S)
             if decoded.timeline.damaged:
                 raise MediaError(f"{self.path}: damaged (some pictures are lost); copy or export it again")
             start_s, length_s, goes_on = decoded.start_s, decoded.duration_s, decoded.timeline.cut
-            clip_frames, sync_frames = decoded.clip_frames, decoded.sync_frames
+            frames = dict(decoded.frames)
         else:
             length_s = sound.waveform.shape[1] / layout.sample_rate
             goes_on = length_s > MAX_DURATION_S
@@ -90,32 +84,30 @@ class FileSource:
             raise MediaError(
                 f"{self.path}: lasts {length_s:.2f} s; clips of {layout.duration_s:g} s are wanted"
             )
+        fastest = max(view.fps for view in layout.views)
         for index in range(windows):
-            # On a synchronisation picture, so that what is seen and heard stays together.
-            window_s = round(index * layout.duration_s * SYNC_FPS) / SYNC_FPS
+            # On a frame of the fastest view, so that what is seen and heard stays together.
+            window_s = round(index * layout.duration_s * fastest) / fastest
             name = f"{self.name}@{window_s:g}" if index else self.name
             waveform = sound.part(start_s + window_s, layout.audio_samples, layout.sample_rate)
             reason = _unusable(sound, waveform, start_s + window_s + layout.duration_s, layout)
             if reason:
                 yield Skipped(name, reason)
                 continue
-            yield Clip(
-                name,
-                _cut(clip_frames, round(window_s * CLIP_FPS), clip_frame_count(layout.duration_s)),
-                _cut(sync_frames, round(window_s * SYNC_FPS), sync_frame_count(layout.duration_s)),
-                waveform,
-                caption,
-                cot,
-            )
+            yield Clip(name, _cut(frames, layout, window_s), waveform, texts)
         if goes_on:
             yield Skipped(self.name, f"what comes after {MAX_DURATION_S:g} s is not used")
 
 
-def _cut(frames: Tensor | None, start: int, count: int) -> Tensor | None:
-    if frames is None:
-        return None
+def _cut(frames: Mapping[str, Tensor], layout: Layout, start_s: float) -> dict[str, Tensor]:
+    """What a clip from ``start_s`` on shows of a file's frames."""
+    return {view.name: _part(frames[view.name], view, layout, start_s) for view in layout.views if frames}
+
+
+def _part(frames: Tensor, view: View, layout: Layout, start_s: float) -> Tensor:
+    start, count = round(start_s * view.fps), view.count(layout.duration_s)
     if start + count <= len(frames):
-        return frames[start : start + count]  # no copy: a file's clips share its pictures
+        return frames[start : start + count]  # no copy: a file's clips share its frames
     return frames[torch.arange(start, start + count).clamp(max=len(frames) - 1)]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
-from ..media.frames import normalize_clip
+from .pixels import normalize_clip
 from .pretrained import check_folder, check_vocabulary, described_by, tokenize
 
 # ViT-H/14 as published, as far as it differs from the defaults of transformers.

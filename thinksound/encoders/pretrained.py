@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..config import MMDiTConfig
 from ..errors import WeightsError
 from ..json_files import read_object
+from ..models.mmdit import MMDiTConfig
 
 TEXT_LENGTH = MMDiTConfig.text_length  # tokens of a text, start, end and padding included
 

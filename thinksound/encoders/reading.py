@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -82,9 +83,31 @@ def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Reading:
     )
 
 
+def read_beginning(text: str, fits: Callable[[str], bool]) -> Reading:
+    """The longest beginning of ``text``, in whole words or characters, that ``fits`` into the tokens kept.
+
+    For a tokenizer that knows every text but does not say which characters a token covers.
+    """
+    words, unit = _units(text)
+    read = len(words)
+    if not fits(text):
+        read, too_many = 0, len(words)
+        while too_many - read > 1:
+            middle = (read + too_many) // 2
+            if fits(text[: words[middle - 1][1]]):
+                read = middle
+            else:
+                too_many = middle
+    return Reading(read, len(words), unit, unreadable=(), understood=True)
+
+
 def reading_notes(name: str, text: str, encoder: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Sentences for the user where ``encoder`` does not read all of the text called ``name``."""
-    reading = read_text(tokenizer, text)
+    return notes_on(name, encoder, read_text(tokenizer, text))
+
+
+def notes_on(name: str, encoder: str, reading: Reading) -> list[str]:
+    """Sentences for the user where the ``reading`` of the text called ``name`` is not all of it."""
     notes = []
     if reading.read < reading.total:
         notes.append(

@@ -1,6 +1,6 @@
 """25 fps frames to synchronisation features: overlapping segments through Synchformer.
 
-Synchformer (arXiv 2401.16423). A segment is 16 pictures (0.64 s), one starts every 8 pictures, and
+Synchformer (arXiv 2401.16423). A segment is 16 frames (0.64 s), one starts every 8 frames, and
 each gives 8 features; segments are simply put one after the other, as the published extractor
 does, so that the overlap is in the features twice. Segments do not see each other: how many go
 through the network at once changes time and memory only.
@@ -13,15 +13,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..media.frames import normalize_sync
-from ..models.motion import MotionTower
-from ..models.synchformer import Synchformer, VisualTower
-from ..rates import SYNC_FEATURES_PER_SEGMENT, SYNC_SEGMENT, SYNC_STRIDE, sync_segment_count
+from ..models.synchformer import (
+    SYNC_SEGMENT,
+    SYNC_STRIDE,
+    VisualTower,
+    sync_segment_count,
+)
+from .pixels import normalize_sync
 
 
 @torch.inference_mode()
 def encode_sync(
-    network: Synchformer | VisualTower | MotionTower,
+    tower: VisualTower,
     frames: Tensor,
     *,
     segment_batch: int = 16,
@@ -29,16 +32,14 @@ def encode_sync(
 ) -> Tensor:
     """Synchformer features of a clip.
 
+    tower: Synchformer's visual tower.
     frames: uint8 ``(S', 224, 224, 3)`` with S' of at least 16, on any device; moved to the
-        network's in batches. Pictures after the last whole segment are not used.
+        network's in batches. Frames after the last whole segment are not used.
     segment_batch: segments per call of the network.
     progress: called after each batch with the segments done and the segments in all.
     Returns float32 ``(8 * segments, D)`` on the network's device.
     """
-    device = next(network.parameters()).device
-    tower = network.vfeat_extractor if isinstance(network, Synchformer) else network
-    if isinstance(tower, MotionTower):
-        return _follow(tower, frames, device, progress)
+    device = next(tower.parameters()).device
     pair = tower.config.patch_frames
     segments = sync_segment_count(len(frames))
     features = []
@@ -53,19 +54,3 @@ def encode_sync(
         if progress:
             progress(first + count, segments)
     return torch.cat(features)
-
-
-def _follow(
-    tower: MotionTower, frames: Tensor, device: torch.device, progress: Callable[[int, int], None] | None
-) -> Tensor:
-    """The tiny preset's features: as many as Synchformer's, spread over the clip."""
-    small = []
-    for part in frames.split(_PICTURES):
-        small.append(tower.reduce(normalize_sync(part.to(device))))
-        if progress:
-            progress(sum(map(len, small)), len(frames))
-    count = SYNC_FEATURES_PER_SEGMENT * sync_segment_count(len(frames))
-    return tower.spread(tower.follow(torch.cat(small)[None]), count)[0]
-
-
-_PICTURES = 64  # that are reduced at once

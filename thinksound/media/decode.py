@@ -1,12 +1,10 @@
-"""One pass over a video that yields the pictures at 8 and at 25 per second together.
+"""One pass over a video that yields the frames of all views together.
 
-The choice of pictures follows the published extractor exactly. A picture shown at ``t`` seconds
-falls on tick ``round(t * rate)``, halves away from zero; from the first tick to the one before the
-last, each tick shows the last picture that fell on it or before. So the clock starts at the first
-picture's own time, and the last picture is chosen only where the list has to be extended. The list
-is cut to the count that :mod:`thinksound.rates` gives for the duration, or extended by repeating its
-last entry. Pixels become RGB in a filter graph (``buffer -> format=rgb24``), which, unlike a plain
-conversion, agrees with the extractor for interlaced and 10-bit video too.
+How each view picks its frames is told in :mod:`thinksound.media.views`. With "nearest", the choice is
+that of ThinkSound's published extractor: the clock starts at the first frame's own time, and each list
+is cut to the view's count for the duration, or extended by repeating its last entry. Pixels become RGB
+in a filter graph (``buffer -> format=rgb24``), which, unlike a plain conversion, agrees with that
+extractor for interlaced and 10-bit video too.
 
 Deliberate deviations from upstream:
 
@@ -19,14 +17,14 @@ Deliberate deviations from upstream:
 * AVI with B-frames has no usable times; sorted decoding times are used, where upstream guesses.
 * Damaged files are used as far as they decode.
 
-Memory is bounded by the pictures kept, 224x224 each: those that are not chosen are not converted,
-and those chosen are reduced at once.
+Memory is bounded by the pictures kept, reduced to their view's size: those that are not chosen are not
+converted, and those chosen are reduced at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -34,7 +32,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 from av.container import InputContainer
 from av.filter import Graph
 from av.video.frame import VideoFrame
@@ -42,22 +39,14 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from ..errors import InputError, MediaError, printable
-from ..rates import (
-    CLIP_FPS,
-    MAX_DURATION_S,
-    MIN_DURATION_S,
-    SYNC_FPS,
-    clip_frame_count,
-    sync_frame_count,
-)
+from ..rates import MAX_DURATION_S, MIN_DURATION_S
 from .editlist import edit_list_end
-from .frames import IMAGE_SIZE, clip_pixels, sync_pixels
 from .probe import VideoInfo, open_video, probe
 from .shortage import check_shortage
 from .timeline import FrameShape, PresentedFrames, TimedFrame, Timeline
+from .views import View, frame_list
 
 MAX_FRAMES = 250_000  # three minutes at 1,388 fps; each takes about a kilobyte until the video is written
-_GROWTH = 32  # pictures (5 MB) by which a list's memory grows
 
 _ROUNDING = Fraction(2, 1000)  # s
 _MISSING = Fraction(1, 2)  # s; less at the end is no reason for a note
@@ -66,12 +55,12 @@ _UNDECODABLE = Fraction(1, 10)  # s; less at the beginning is no reason for a no
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """The pictures that the encoders see, and the time they span."""
+    """The frames that the encoders see, and the time they span."""
 
     info: VideoInfo
     timeline: Timeline  # every presented picture, for the muxer
-    clip_frames: Tensor  # uint8 (V, 224, 224, 3), 8 per second, for MetaCLIP
-    sync_frames: Tensor  # uint8 (S', 224, 224, 3), 25 per second, for Synchformer
+    views: tuple[View, ...]  # which the frames were chosen for
+    frames: Mapping[str, Tensor]  # by view name: uint8 (frames, size, size, 3)
     notes: tuple[str, ...]  # sentences the user should read, such as "... the file is damaged ..."
 
     @property
@@ -92,13 +81,15 @@ class DecodedVideo:
 
 def decode_video(
     path: Path | str,
+    views: Sequence[View],
     duration_s: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> DecodedVideo:
-    """Decode a video once and choose, rotate and reduce its pictures for both visual encoders.
+    """Decode a video once and choose, rotate and reduce its frames for every view.
 
     Args:
         path: a video file.
+        views: what the encoders want to see.
         duration_s: seconds to use from its beginning; the whole video by default.
         progress: called with the share done, 0 to 1.
 
@@ -117,7 +108,7 @@ def decode_video(
         if duration_s is None and _goes_on_after(container, stream, MAX_DURATION_S):
             raise _too_long(info)
     with open_video(path) as (container, stream):
-        return _Decoder(info, container, stream, duration_s).run(progress or (lambda _: None))
+        return _Decoder(info, container, stream, views, duration_s).run(progress or (lambda _: None))
 
 
 def _too_long(info: VideoInfo) -> MediaError:
@@ -147,14 +138,18 @@ class _Decoder:
     """The state of one pass."""
 
     def __init__(
-        self, info: VideoInfo, container: InputContainer, stream: VideoStream, duration_s: float | None
+        self,
+        info: VideoInfo,
+        container: InputContainer,
+        stream: VideoStream,
+        views: Sequence[View],
+        duration_s: float | None,
     ) -> None:
         self._info = info
         # A float's own fraction would let 0.1 s reach past a picture at 1/10.
         self._cut = None if duration_s is None else Fraction(duration_s).limit_denominator(1_000_000)
         self._limit_s = duration_s if duration_s is not None else MAX_DURATION_S
-        self._clip = _Ticks(CLIP_FPS, clip_frame_count(self._limit_s), lambda picture: picture.clip)
-        self._sync = _Ticks(SYNC_FPS, sync_frame_count(self._limit_s), lambda picture: picture.sync)
+        self._lists = [frame_list(view, self._limit_s, self._cut) for view in views]
         self._source = PresentedFrames(container, stream)
         self._to_rgb = _ToRGB()
         self._edit_list_end: Fraction | None = None
@@ -165,19 +160,18 @@ class _Decoder:
         times: list[Fraction] = []
         shapes: dict[FrameShape, None] = {}  # in the order of their first appearance
         shown: TimedFrame | None = None  # the picture on screen until the next one
-        picture: _Picture | None = None
         expected_s = min(self._limit_s, self._info.container_duration_s or self._limit_s)
         reached_cut = False
         for timed in self._source:
             elapsed = timed.time - (times[0] if times else timed.time)
             if self._cut is None and elapsed > MAX_DURATION_S:
                 raise _too_long(self._info)
-            if picture is not None:
-                self._clip.show_until(timed.time, picture)
-                self._sync.show_until(timed.time, picture)
+            picture = _Picture(timed, self._to_rgb)
+            for frames in self._lists:
+                frames.see(timed.time, picture.rgb)
             if self._cut is not None and elapsed >= self._cut:
                 reached_cut = True
-                if self._clip.full and self._sync.full:
+                if all(frames.full for frames in self._lists):
                     break
             else:
                 if len(times) == MAX_FRAMES:
@@ -187,11 +181,9 @@ class _Decoder:
                     )
                 times.append(timed.time)
                 shapes[timed.shape] = None
-            shown, picture = timed, _Picture(timed, self._to_rgb)
-            self._clip.start(timed.time)
-            self._sync.start(timed.time)
+            shown = timed
             progress(min(1.0, float(elapsed) / expected_s))
-        if shown is None or picture is None:
+        if shown is None:
             raise MediaError(
                 f"{self._info.path}: damaged (no picture can be decoded); copy or export the file again"
             )
@@ -199,8 +191,11 @@ class _Decoder:
         result = DecodedVideo(
             info=self._info,
             timeline=timeline,
-            clip_frames=self._clip.finish(clip_frame_count(float(timeline.duration)), picture),
-            sync_frames=self._sync.finish(sync_frame_count(float(timeline.duration)), picture),
+            views=tuple(frames.view for frames in self._lists),
+            frames={
+                frames.view.name: frames.finish(frames.view.count(float(timeline.duration)))
+                for frames in self._lists
+            },
             notes=tuple(printable(note) for note in self._notes(timeline)),
         )
         progress(1.0)
@@ -292,68 +287,16 @@ class _ToRGB:
 
 
 class _Picture:
-    """A decoded picture; what is not asked for is never computed."""
+    """A decoded picture, converted once and only where a view picks it."""
 
     def __init__(self, timed: TimedFrame, to_rgb: _ToRGB) -> None:
         self._timed = timed
         self._to_rgb = to_rgb
 
+    def rgb(self) -> np.ndarray:
+        """uint8 (height, width, 3), upright."""
+        return self._rgb
+
     @cached_property
     def _rgb(self) -> np.ndarray:
         return self._to_rgb(self._timed.frame, self._timed.shape.rotation)
-
-    @cached_property
-    def clip(self) -> np.ndarray:
-        return clip_pixels(self._rgb)
-
-    @cached_property
-    def sync(self) -> np.ndarray:
-        return sync_pixels(self._rgb)
-
-
-class _Ticks:
-    """The list of pictures at one rate, in memory that grows with it."""
-
-    def __init__(self, rate: int, limit: int, pixels: Callable[[_Picture], np.ndarray]) -> None:
-        self._rate = rate
-        self._limit = limit  # entries past this one would be cut
-        self._pixels = pixels
-        self._start = 0  # the tick on which the picture on screen fell
-        self._count = 0
-        self._entries = np.empty((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-
-    @property
-    def full(self) -> bool:
-        return self._count >= self._limit
-
-    def start(self, time: Fraction) -> None:
-        """A picture comes on screen."""
-        self._start = self._tick(time)
-
-    def show_until(self, time: Fraction, picture: _Picture) -> None:
-        """The picture on screen stays until ``time``."""
-        repeats = min(self._tick(time) - self._start, self._limit - self._count)
-        if repeats > 0:
-            self._append(self._pixels(picture), repeats)
-
-    def finish(self, count: int, last: _Picture) -> Tensor:
-        """All entries, cut or extended to ``count``: uint8 (count, 224, 224, 3)."""
-        if self._count == 0:
-            self._append(self._pixels(last), 1)
-        if self._count < count:
-            self._append(self._entries[self._count - 1].copy(), count - self._count)
-        self._entries.resize((count, *self._entries.shape[1:]), refcheck=False)
-        return torch.from_numpy(self._entries)
-
-    def _append(self, pixels: np.ndarray, repeats: int) -> None:
-        count = self._count + repeats
-        if count > len(self._entries):
-            # In place: the pages are moved, not copied.
-            self._entries.resize((count + _GROWTH, *self._entries.shape[1:]), refcheck=False)
-        self._entries[self._count : count] = pixels
-        self._count = count
-
-    def _tick(self, time: Fraction) -> int:
-        ticks = time * self._rate
-        half = Fraction(1, 2)
-        return math.floor(ticks + half) if ticks >= 0 else math.ceil(ticks - half)

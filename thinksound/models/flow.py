@@ -16,20 +16,63 @@ A family is a subclass with its own null features and texts; all else that diffe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import FlowConfig
-from ..rates import SYNC_FEATURES_PER_SEGMENT
+from ..errors import InputError
 from .attention import rotary_table
 from .blocks import FinalBlock, JointBlock, StreamBlock
 from .embeddings import TimestepEmbedder
 from .layers import MLP, ConvMLP, same_length
+from .synchformer import SYNC_FEATURES_PER_SEGMENT
 
 INPUT_KERNEL_SIZE = 3  # of the gated MLPs in the picture and synchronisation projections
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Settings of the flow-matching transformer that ThinkSound and MMAudio share."""
+
+    latent_dim: int  # C, channels of the VAE latents
+    clip_dim: int = 1024  # width of a CLIP picture feature
+    sync_dim: int = 768  # width of a Synchformer feature
+    text_dim: int  # width of a text token
+    text_length: int = 77  # tokens of a text
+    hidden_dim: int  # D
+    depth: int  # joint blocks and fused blocks together
+    fused_depth: int  # blocks that see the latents alone
+    num_heads: int  # H
+    kernel_size: int = 3  # of the blocks' convolutions along the latents
+    audio_kernel_size: int  # of the convolutions through which the latents enter
+    sync_kernel_size: int = 7
+    mlp_ratio: float = 4.0
+    input_activation: Literal["silu", "selu"] = "silu"  # in the projections of latents and synchronisation
+    token_activation: bool = True  # a SiLU in the projections of pictures and text
+    time_dim: int | None = None  # cosines and sines of the flow time; None: hidden_dim
+    time_scale: float = 10_000.0  # radians per unit of flow time at the highest frequency
+    output_sees_sync: bool  # whether synchronisation modulates the output block
+
+    def __post_init__(self) -> None:
+        if self.hidden_dim % self.num_heads or (self.hidden_dim // self.num_heads) % 2:
+            raise InputError(
+                f"hidden_dim {self.hidden_dim} must be an even multiple of num_heads {self.num_heads}"
+            )
+        if not 0 < self.fused_depth < self.depth:
+            raise InputError(f"fused_depth {self.fused_depth} must lie between 0 and depth {self.depth}")
+
+    @property
+    def joint_depth(self) -> int:
+        """Blocks in which latents, pictures and text attend to each other."""
+        return self.depth - self.fused_depth
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_dim // self.num_heads
 
 
 @dataclass(frozen=True)
@@ -45,7 +88,15 @@ class Conditions:
 
 
 class FlowTransformer(nn.Module):
-    """Predicts the velocity of rectified flow from latents, time and projected conditions."""
+    """Predicts the velocity of rectified flow from latents, time and projected conditions.
+
+    A subclass has `project`, from features in the family's order and the number of latent frames to
+    conditions, and `empty_features`, from the numbers of clip and synchronisation features to the null
+    features in the same order, each with a batch of one.
+    """
+
+    project: Callable[..., Conditions]
+    empty_features: Callable[[int, int], tuple[Tensor, ...]]
 
     def __init__(self, config: FlowConfig, pooled_text_dim: int) -> None:
         """
@@ -151,3 +202,19 @@ class FlowTransformer(nn.Module):
             x, latent_condition if self._output_sees_sync else global_condition
         )
         return velocity.transpose(1, 2).float()
+
+    def velocity(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
+        """Velocity ``(B, C, T)`` float32 in times ``(B,)`` that run from 1 (noise) to 0 (sound).
+
+        Everything outside of `models` counts time in this direction. A family whose networks were trained in
+        the other one turns it round here.
+        """
+        return self(latents, times, conditions)
+
+    def normalised(self, latents: Tensor) -> Tensor:
+        """The VAE's ``latents (B, C, T)`` as this network knows them."""
+        return latents
+
+    def unnormalised(self, latents: Tensor) -> Tensor:
+        """The VAE's latents of this network's ``latents (B, C, T)``."""
+        return latents

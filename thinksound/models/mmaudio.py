@@ -1,4 +1,4 @@
-"""The flow-matching transformer of MMAudio, versions 1 and 2.
+"""The flow-matching transformer of MMAudio, versions 1 and 2, and its five published sizes.
 
 Source: MMAudio, https://arxiv.org/abs/2412.15322, section 3.3. Beside `FlowTransformer`:
 
@@ -14,18 +14,41 @@ Where the original runs in bfloat16, so do its time and frequencies; for version
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
 
-from .flow import Conditions, FlowTransformer
-from .mmaudio_config import MMAudioConfig
+from .flow import Conditions, FlowConfig, FlowTransformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMAudioConfig(FlowConfig):
+    """MMAudio's flow-matching transformer; the defaults are the published large network, version 2."""
+
+    latent_dim: int = 40  # 20 at 16 kHz
+    text_dim: int = 1024  # width of a CLIP text token
+    hidden_dim: int = 896
+    depth: int = 21
+    fused_depth: int = 14
+    num_heads: int = 14
+    audio_kernel_size: int = 7
+    output_sees_sync: bool = False
+
+
+LARGE_44K_V2 = MMAudioConfig()
+LARGE_44K = replace(
+    LARGE_44K_V2, input_activation="selu", token_activation=False, time_dim=256, time_scale=1.0
+)
+MEDIUM_44K = replace(LARGE_44K, depth=12, fused_depth=8)
+SMALL_44K = replace(MEDIUM_44K, hidden_dim=448, num_heads=7)
+SMALL_16K = replace(SMALL_44K, latent_dim=20)
 
 
 class MMAudioFlow(FlowTransformer):
     """MMAudio's velocity, which leads from noise to sound.
 
-    Time runs from 0 (noise) to 1 (sound), as published; `MMDiT`'s runs from 1 to 0. Who samples turns it
-    round (`thinksound.sampling.guidance.turned`).
+    In `forward` time runs from 0 (noise) to 1 (sound), as published; `velocity` turns it round.
     """
 
     latent_mean: Tensor  # (1, 1, C)
@@ -66,6 +89,12 @@ class MMAudioFlow(FlowTransformer):
         text = self.text_input_proj(text_features.to(self.dtype))  # (B, N, D)
         return self._conditions(clip_features, sync_features, text, text.mean(dim=1), latent_length)
 
+    def velocity(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
+        """As in `FlowTransformer`; with float64 times the network gets exactly the published float32 ones."""
+        return -self(latents, 1 - times, conditions)
+
+    def normalised(self, latents: Tensor) -> Tensor:
+        return (latents - self.latent_mean.transpose(1, 2)) / self.latent_std.transpose(1, 2)
+
     def unnormalised(self, latents: Tensor) -> Tensor:
-        """The VAE's latents of this network's ``latents (B, C, T)``."""
         return latents * self.latent_std.transpose(1, 2) + self.latent_mean.transpose(1, 2)

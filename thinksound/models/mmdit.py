@@ -10,12 +10,34 @@ Source: ThinkSound, https://arxiv.org/abs/2506.21448, section 3.3. Beside `FlowT
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import MMDiTConfig
-from .flow import Conditions, FlowTransformer
+from ..errors import InputError
+from .flow import Conditions, FlowConfig, FlowTransformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMDiTConfig(FlowConfig):
+    """ThinkSound's flow-matching multimodal diffusion transformer."""
+
+    latent_dim: int = 64
+    clip_text_dim: int = 1024  # width of a MetaCLIP text token
+    text_dim: int = 2048  # width of a T5 token; MetaCLIP tokens are zero-padded to it
+    hidden_dim: int = 1024
+    depth: int = 21
+    fused_depth: int = 14
+    num_heads: int = 16
+    audio_kernel_size: int = 3
+    output_sees_sync: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip_text_dim > self.text_dim:
+            raise InputError(f"clip_text_dim {self.clip_text_dim} is larger than text_dim {self.text_dim}")
 
 
 class MMDiT(FlowTransformer):

@@ -9,17 +9,27 @@ S equal parts of it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import MotionConfig
-
 DIFFERENCE_GAIN = 4.0  # what moves is a small part of a picture
 PICTURE_CHANNELS = 9  # a picture, the one before, and their difference
 TIME_KERNEL = 5
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """The convolutional stand-in for Synchformer's visual tower in the tiny preset."""
+
+    embed_dim: int = 96
+    channels: tuple[int, ...] = (24, 48, 64)  # of the convolutions, each of which halves the picture
+    depth: int = 4  # convolutions along time
+    image_size: int = 224
+    pool: int = 4  # pixels that are averaged on each side before anything else
 
 
 class MotionTower(nn.Module):
@@ -61,3 +71,15 @@ class MotionTower(nn.Module):
     def spread(features: Tensor, count: int) -> Tensor:
         """``(B, P, D)`` as ``count`` features of equal parts of the clip, between neighbours linearly."""
         return F.interpolate(features.transpose(1, 2), size=count, mode="linear").transpose(1, 2)
+
+
+class MotionEncoder(nn.Module):
+    """The motion tower under the name that Synchformer's visual tower has in its file."""
+
+    def __init__(self, config: MotionConfig) -> None:
+        super().__init__()
+        self.vfeat_extractor = MotionTower(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """One feature per frame: ``(B, P, 3, 224, 224)`` to ``(B, P, D)``."""
+        return self.vfeat_extractor(pixels)

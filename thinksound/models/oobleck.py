@@ -9,14 +9,38 @@ per request, in float32, which costs less than one convolution.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import OobleckConfig
+from ..errors import InputError
 
 DILATIONS = (1, 3, 9)
+
+
+@dataclass(frozen=True)
+class OobleckConfig:
+    """The audio VAE of Stable Audio ("oobleck")."""
+
+    audio_channels: int = 2
+    channels: int = 128  # width at the audio rate
+    channel_multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
+    strides: tuple[int, ...] = (2, 4, 4, 8, 8)
+    latent_dim: int = 64
+    sample_rate: int = 44_100  # Hz
+
+    def __post_init__(self) -> None:
+        if len(self.channel_multiples) != len(self.strides):
+            raise InputError(
+                f"{len(self.channel_multiples)} channel_multiples for {len(self.strides)} strides"
+            )
+
+    @property
+    def hop(self) -> int:
+        """Audio samples per latent frame."""
+        return math.prod(self.strides)
 
 
 def decoder_context(config: OobleckConfig) -> int:

@@ -7,13 +7,35 @@ phases that fit them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import OobleckConfig, SpectrogramVAEConfig
 from .oobleck import AudioVAE
 from .spectrum import analyse, from_picture, synthesise, to_picture
+
+
+@dataclass(frozen=True)
+class SpectrogramVAEConfig:
+    """The audio VAE of the tiny preset, which sees spectrograms as pictures."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 96, 96)  # each step halves the frequencies
+    time_halvings: int = 2
+    latent_dim: int = 32
+    sample_rate: int = 16_000  # Hz
+    spectrum: int = 512  # samples of one spectrum; one begins every quarter of it
+
+    @property
+    def places(self) -> int:
+        """Frequencies that are left between encoder and decoder."""
+        return self.spectrum // 2 >> len(self.channels)
+
+    @property
+    def hop(self) -> int:
+        """Audio samples per latent frame."""
+        return self.spectrum // 4 << self.time_halvings
 
 
 class ResidualBlock(nn.Module):
@@ -105,8 +127,3 @@ class SpectrogramVAE(AudioVAE):
     def decode(self, latents: Tensor, window: int = 256) -> Tensor:
         """Audio ``(B, 2, hop * T)`` float32 of ``latents (B, C, T)``, in one piece whatever ``window`` is."""
         return synthesise(self.decode_frames(latents.to(self.decoder.enter.weight.dtype)), self.spectrum)
-
-
-def build_vae(config: OobleckConfig | SpectrogramVAEConfig) -> AudioVAE:
-    """The audio VAE that a preset's config describes."""
-    return SpectrogramVAE(config) if isinstance(config, SpectrogramVAEConfig) else AudioVAE(config)

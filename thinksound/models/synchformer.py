@@ -7,14 +7,54 @@ Source: Synchformer, https://arxiv.org/abs/2401.16423, section 3; its backbone i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import MotionConfig, SynchformerConfig
+from ..errors import InputError
 from .attention import attend
-from .motion import MotionTower
+
+
+@dataclass(frozen=True)
+class SynchformerConfig:
+    """The visual tower of Synchformer (divided space-time attention)."""
+
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: int = 4
+    image_size: int = 224
+    patch_size: int = 16
+    patch_frames: int = 2
+    segment_frames: int = 16
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise InputError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def time_steps(self) -> int:
+        """Features per segment."""
+        return self.segment_frames // self.patch_frames
+
+
+SYNC_FPS = 25  # frames per second
+SYNC_SEGMENT = 16  # frames in one segment: 0.64 s
+SYNC_STRIDE = 8  # frames between the starts of two segments
+SYNC_FEATURES_PER_SEGMENT = 8  # one feature for every two frames
+
+
+def sync_segment_count(frames: int) -> int:
+    """Overlapping segments of 16 frames that fit into ``frames``."""
+    return (frames - SYNC_SEGMENT) // SYNC_STRIDE + 1
 
 
 class LayerNorm(nn.LayerNorm):
@@ -195,17 +235,12 @@ class VisualTower(nn.Module):
 
 
 class Synchformer(nn.Module):
-    """What ThinkSound uses of Synchformer; `synchformer_offset` has the whole."""
+    """The part of Synchformer that generation uses; `synchformer_offset` has the whole."""
 
-    def __init__(self, config: SynchformerConfig | MotionConfig) -> None:
+    def __init__(self, config: SynchformerConfig) -> None:
         super().__init__()
-        self.vfeat_extractor = (
-            MotionTower(config) if isinstance(config, MotionConfig) else VisualTower(config)
-        )
+        self.vfeat_extractor = VisualTower(config)
 
     def forward(self, segments: Tensor) -> Tensor:
-        """Features ``(B, 8, D)`` of segments ``(B, 16, 3, 224, 224)``, pixels in -1..1.
-
-        With the tiny preset's tower, one feature per picture.
-        """
+        """Features ``(B, 8, D)`` of segments ``(B, 16, 3, 224, 224)``, pixels in -1..1."""
         return self.vfeat_extractor(segments)

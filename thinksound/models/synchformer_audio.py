@@ -6,15 +6,41 @@ Synchformer, https://arxiv.org/abs/2401.16423, section 3; its backbone is the Au
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import OffsetConfig
 from .attention import attend
-from .synchformer import ClassTokenPooling, split_heads
+from .synchformer import ClassTokenPooling, SynchformerConfig, split_heads
 
 _EPS = 1e-12  # of the layer norms
+
+
+@dataclass(frozen=True)
+class OffsetConfig:
+    """All of Synchformer: two towers of one size, and the head that hears how late the sound is."""
+
+    towers: SynchformerConfig = field(default_factory=SynchformerConfig)
+    mel_bins: int = 128
+    mel_frames: int = 66  # of one segment's spectrogram
+    audio_patch_size: int = 16
+    audio_patch_stride: int = 10
+    head_depth: int = 3
+    head_heads: int = 8
+    segments: int = 14  # that are compared at once
+    offsets: int = 21  # classes, evenly spread over -2 to 2 s
+
+    @property
+    def bands(self) -> int:
+        """Patches of a spectrogram one above the other."""
+        return (self.mel_bins - self.audio_patch_size) // self.audio_patch_stride + 1
+
+    @property
+    def moments(self) -> int:
+        """Patches of a spectrogram side by side: features per segment."""
+        return (self.mel_frames - self.audio_patch_size) // self.audio_patch_stride + 1
 
 
 class Dense(nn.Module):

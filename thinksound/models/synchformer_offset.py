@@ -8,10 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..config import OffsetConfig
 from .attention import attend
 from .synchformer import VisualTower, split_heads
-from .synchformer_audio import AudioTower
+from .synchformer_audio import AudioTower, OffsetConfig
 
 
 class HeadAttention(nn.Module):

@@ -1,9 +1,8 @@
 """Where each network runs. The plan is a pure function of the machine; placing carries it out.
 
 Networks know nothing of devices: a plan moves ready modules. On one GPU everything stays there;
-on two, the encoders live on the second and the transformer and VAE on the first. With offloading
-all weights stay in main memory (mapped from the file where their number format allows) and one
-network at a time visits the GPU.
+on two, the encoders live on the second and the others on the first. With offloading all weights stay in
+main memory (mapped from the file where their dtype allows) and one network at a time visits the GPU.
 """
 
 from __future__ import annotations
@@ -18,15 +17,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, PlacementError
-from ..presets import NETWORKS
-from .precision import network_dtypes
+from .precision import network_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-ENCODERS = ("metaclip", "t5", "synchformer")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Parts of PyTorch's messages, and what they mean.
 _OUT_OF_MEMORY = {
@@ -39,11 +36,20 @@ _OUT_OF_MEMORY = {
 }
 # What to try when memory runs out in a request.
 _ADVICE = (
-    "a shorter duration, offloading (--offload, THINKSOUND_OFFLOAD=1), a smaller number format "
+    "a shorter duration, offloading (--offload, THINKSOUND_OFFLOAD=1), a smaller dtype "
     "(--dtype bfloat16), or a second GPU (--device cuda:0,cuda:1)"
 )
 # Beside the weights: activations of a one-minute request and CUDA's own context.
 WORKING_BYTES = 3 * 2**30
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a plan has to know of a network."""
+
+    parameters: int
+    is_encoder: bool = False  # on the second GPU, where there are two
+    always_float32: bool = False  # whatever dtype is asked for
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """Device and number format per network."""
+    """Device and dtype per network."""
 
     devices: Mapping[str, str]
     dtypes: Mapping[str, str]
@@ -74,8 +80,8 @@ class Plan:
 
     @property
     def concurrent_encoding(self) -> bool:
-        """Text and pictures are encoded side by side where that does not slow both down."""
-        return not self.offload and self.devices["t5"] != "cpu"
+        """Text and frames are encoded side by side where that does not slow both down."""
+        return not self.offload and "cpu" not in self.devices.values()
 
 
 def detect_machine() -> Machine:
@@ -116,7 +122,7 @@ def runs_on(built_for: Collection[str], major: int, minor: int) -> bool:
 
 def make_plan(
     machine: Machine,
-    parameters: Mapping[str, int],
+    needs: Mapping[str, Need],
     device: str = "auto",
     dtype: str = "auto",
     offload: bool = False,
@@ -125,35 +131,36 @@ def make_plan(
 
     Args:
         machine: what there is.
-        parameters: number of parameters per network.
+        needs: of every network, by name.
         device: "auto" (the first two usable GPUs if both are large enough, else the first, else the
-            CPU), "cpu", "cuda", "cuda:N", or two devices "cuda:M,cuda:N" (transformer and VAE on the
-            first, encoders on the second).
-        dtype: see `precision.network_dtypes`.
+            CPU), "cpu", "cuda", "cuda:N", or two devices "cuda:M,cuda:N" (encoders on the second, the
+            other networks on the first).
+        dtype: see `precision.network_dtype`.
         offload: keep weights in main memory and bring one network at a time to the GPU.
     """
     chosen = _choose_devices(machine, device)
-    if chosen == ["cpu"]:
-        notes = ("offloading does nothing on a CPU",) if offload else ()
-        return Plan(
-            dict.fromkeys(NETWORKS, "cpu"), network_dtypes(dtype, on_gpu=False, bfloat16=False), notes=notes
-        )
-
-    gpus = {name: machine.gpus[int(name.removeprefix("cuda:"))] for name in chosen}
-    devices = {name: chosen[-1] if name in ENCODERS else chosen[0] for name in NETWORKS}
+    gpus = {name: machine.gpus[int(name.removeprefix("cuda:"))] for name in chosen if name != "cpu"}
+    devices = {name: chosen[-1] if need.is_encoder else chosen[0] for name, need in needs.items()}
     dtypes = {
-        name: network_dtypes(dtype, on_gpu=True, bfloat16=gpus[devices[name]].bfloat16)[name]
-        for name in NETWORKS
+        name: network_dtype(
+            dtype,
+            always_float32=need.always_float32,
+            on_gpu=bool(gpus),
+            bfloat16=bool(gpus) and gpus[devices[name]].bfloat16,
+        )
+        for name, need in needs.items()
     }
-    sizes = {name: parameters[name] * BYTES[dtypes[name]] for name in NETWORKS}
+    if not gpus:
+        return Plan(devices, dtypes, notes=("offloading does nothing on a CPU",) if offload else ())
     if offload:
         return Plan(devices, dtypes, offload=True)
 
+    sizes = {name: need.parameters * BYTES[dtypes[name]] for name, need in needs.items()}
     for name, gpu in gpus.items():
-        needed = sum(sizes[network] for network in NETWORKS if devices[network] == name) + WORKING_BYTES
+        needed = sum(size for network, size in sizes.items() if devices[network] == name) + WORKING_BYTES
         if needed > gpu.memory_bytes:
             if device == "auto" and len(chosen) == 2:  # such as a small one for the screen
-                return make_plan(machine, parameters, chosen[0], dtype)
+                return make_plan(machine, needs, chosen[0], dtype)
             note = (
                 f"{gpu.name} ({name}) has {_gib(gpu.memory_bytes)}, the networks need about {_gib(needed)}: "
                 "offloading, one network at a time on the GPU"
@@ -162,8 +169,13 @@ def make_plan(
     return Plan(devices, dtypes)
 
 
+def one_device(machine: Machine, device: str) -> str:
+    """The device for a single network: the first of those that `make_plan` would use."""
+    return _choose_devices(machine, device)[0]
+
+
 def _choose_devices(machine: Machine, device: str) -> list[str]:
-    """Device names for transformer and VAE, then encoders; one name where both share it."""
+    """Device names for the first networks, then encoders; one name where both share it."""
     available = [f"cuda:{index}" for index in range(len(machine.gpus))]
     if device == "auto":
         usable = [name for name, gpu in zip(available, machine.gpus, strict=True) if gpu.usable]

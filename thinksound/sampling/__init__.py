@@ -1,1 +1,1 @@
-"""Rectified-flow sampling: time grid, guidance, solver, loop."""
+"""Rectified-flow sampling: noise, guidance, time grid, solvers."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-# Velocity (B, C, T) at latents (B, C, T) and a flow time.
-Velocity = Callable[[Tensor, float], Tensor]
+from .solvers import Velocity
 
 
 class VelocityNetwork(Protocol):
@@ -20,19 +19,20 @@ class VelocityNetwork(Protocol):
         """Features, then the number of latent frames, to conditions."""
 
     @property
-    def __call__(self) -> Callable[..., Tensor]:
-        """Latents ``(B, C, T)``, times ``(B,)`` and conditions to the velocity ``(B, C, T)``."""
+    def velocity(self) -> Callable[..., Tensor]:
+        """Latents ``(B, C, T)``, times ``(B,)`` from 1 to 0 and conditions to the velocity ``(B, C, T)``."""
 
-    def empty_features(self, clip_length: int, sync_length: int) -> tuple[Tensor, ...]:
-        """The features of nothing, in `project`'s order, each with a batch of one."""
+    @property
+    def empty_features(self) -> Callable[[int, int], tuple[Tensor, ...]]:
+        """From the numbers of clip and sync features to null features, in `project`'s order."""
 
 
 def guided_velocity(
     network: VelocityNetwork,
-    features: tuple[Tensor, ...],
+    features: Sequence[Tensor],
     latent_length: int,
     guidance_scale: float,
-    absent: tuple[Tensor, ...] | None = None,
+    absent: Sequence[Tensor] | None = None,
 ) -> Velocity:
     """The network's velocity under conditions, pushed away from its velocity without them.
 
@@ -42,7 +42,7 @@ def guided_velocity(
     Args:
         network: the diffusion transformer.
         features: what it is conditioned on, in the order of its ``project``, each with batch axis;
-            pictures first, synchronisation second.
+            clip features first, synchronisation features second.
         latent_length: T, latent frames to generate.
         guidance_scale: 1 follows the conditions as trained, and so does anything less; larger
             exaggerates them.
@@ -51,11 +51,11 @@ def guided_velocity(
     """
     if guidance_scale <= 1:
         conditions = network.project(*features, latent_length)
-        return lambda latents, time: network(latents, _times(latents, time), conditions)
+        return lambda latents, time: network.velocity(latents, _times(latents, time), conditions)
 
     batch = len(features[0])
     if absent is None:
-        absent = network.empty_features(clip_length=features[0].shape[1], sync_length=features[1].shape[1])
+        absent = network.empty_features(features[0].shape[1], features[1].shape[1])
     both_features = [
         torch.cat([given, nothing.to(given).expand(batch, -1, -1)])
         for given, nothing in zip(features, absent, strict=True)
@@ -64,19 +64,12 @@ def guided_velocity(
 
     def velocity(latents: Tensor, time: float) -> Tensor:
         both = torch.cat([latents, latents])
-        conditional, unconditional = network(both, _times(both, time), conditions).chunk(2)
+        conditional, unconditional = network.velocity(both, _times(both, time), conditions).chunk(2)
         return unconditional + (conditional - unconditional) * guidance_scale
 
     return velocity
 
 
-def turned(velocity: Velocity) -> Velocity:
-    """The velocity in time from 1 (noise) to 0 (sound) of a network whose own time runs from 0 to 1.
-
-    On the grid of `schedule.turned_flow_times` the network gets exactly its float32 times.
-    """
-    return lambda latents, time: -velocity(latents, 1 - time)
-
-
 def _times(latents: Tensor, time: float) -> Tensor:
-    return torch.full((len(latents),), time, dtype=torch.float32, device=latents.device)
+    # float64, so that a family which counts the other way gets one minus this time without a rounding.
+    return torch.full((len(latents),), time, dtype=torch.float64, device=latents.device)

@@ -1,39 +1,45 @@
-"""What the two picture encoders see of a scene, without a file in between."""
+"""What encoders see of a scene, without a file in between."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..media.frames import clip_pixels, sync_pixels
-from ..rates import CLIP_FPS, SYNC_FPS, clip_frame_count, sync_frame_count
+from ..media.views import View
 from .picture import render_frames
 from .scene import Scene
 
 
-def encoder_pictures(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Pictures as `decode_video` gives them for the scene's MP4, but for the loss of its compression.
+def scene_frames(scene: Scene, views: Sequence[View]) -> dict[str, Tensor]:
+    """Frames as `decode_video` gives them for the scene's MP4, but for the loss of its compression.
 
     Only the frames that an encoder looks at are drawn.
 
     Returns:
-        For MetaCLIP uint8 (V, 224, 224, 3) at 8 per second, for Synchformer uint8 (S', 224, 224, 3) at
-        25 per second.
+        By the names of the views uint8 (N, H, W, 3), N frames for the scene's duration.
     """
-    clip = _on_screen(scene, CLIP_FPS, clip_frame_count(scene.duration_s))
-    sync = _on_screen(scene, SYNC_FPS, sync_frame_count(scene.duration_s))
-    wanted = np.unique(np.concatenate([clip, sync]))
-    frames = dict(zip(wanted.tolist(), render_frames(scene, wanted.tolist()), strict=True))
-    for_clip = {index: clip_pixels(frames[index]) for index in np.unique(clip).tolist()}
-    for_sync = {index: sync_pixels(frames[index]) for index in np.unique(sync).tolist()}
-    return (
-        torch.from_numpy(np.stack([for_clip[index] for index in clip.tolist()])),
-        torch.from_numpy(np.stack([for_sync[index] for index in sync.tolist()])),
-    )
+    shown = {view.name: _frame_numbers(scene, view) for view in views}
+    wanted = np.unique(np.concatenate(list(shown.values()))).tolist()
+    drawn = dict(zip(wanted, render_frames(scene, wanted), strict=True))
+    frames = {}
+    for view in views:
+        pixels = {number: view.pixels(drawn[number]) for number in np.unique(shown[view.name]).tolist()}
+        frames[view.name] = torch.from_numpy(
+            np.stack([pixels[number] for number in shown[view.name].tolist()])
+        )
+    return frames
 
 
-def _on_screen(scene: Scene, rate: int, count: int) -> np.ndarray:
-    """Which frame is on screen at each tick of ``rate``: frame i comes at the tick nearest to i / fps."""
-    starts = np.floor(np.arange(scene.frame_count) * rate / scene.fps + 0.5)
+def _frame_numbers(scene: Scene, view: View) -> np.ndarray:
+    """Which frame each tick of a view shows; frame i appears at i / fps."""
+    count = view.count(scene.duration_s)
+    if view.pick == "next":
+        first = [math.ceil(Fraction(tick, view.fps) * scene.fps) for tick in range(count)]
+        return np.minimum(first, scene.frame_count - 1)
+    starts = np.floor(np.arange(scene.frame_count) * view.fps / scene.fps + 0.5)
     return np.searchsorted(starts, np.arange(count), side="right") - 1

@@ -10,22 +10,21 @@ from torch import nn
 from .. import __version__
 from ..checkpoints import checksums
 from ..checkpoints.convert import write_safetensors
-from ..checkpoints.load import fill
+from ..checkpoints.load import NAMES, OWN, fill
 from ..checkpoints.locate import describe_missing, is_complete, missing, published_path, read_metadata
 from ..checkpoints.registry import WeightFile, weight_file
 from ..data.sounds import FolderSounds
 from ..errors import InputError, OutputError
+from ..families.find import family_of
+from ..families.protocol import TRANSFORMER
 from ..media.files import make_folder, whole_file
-from ..models.mmdit import MMDiT
-from ..models.oobleck import AudioVAE
-from ..models.spectrogram_vae import SpectrogramVAE, build_vae
 from ..presets import Preset, get_preset
 from .loop import CHECKPOINT, read_checkpoint, trainable
 from .lora import ADAPTER, check_peft, merge_adapter
 from .record import read_run
 from .runs import Start, start_dit
-from .tiny.spectral_vae import standardise_spectrogram_vae
-from .vae import latent_deviation, standardise
+from .vae import latent_deviation
+from .vaes import vae_training
 
 _MADE_BY = "thinksound train"
 
@@ -71,19 +70,18 @@ def export_run(
             raise InputError(f"{run}: of an adapter only the averaged weights are kept; export those")
         return merge(run / ADAPTER, output, preset.name, Start(options["from"], source), dtype)
     state = read_checkpoint(run / CHECKPOINT)
+    family = family_of(preset)
     with torch.device("meta"):
-        network: nn.Module = MMDiT(preset.mmdit) if kind == "dit" else build_vae(preset.vae)
+        network = family.create(kind)
     fill(network, state["averages" if averaged else "networks"][kind], run / CHECKPOINT, torch.float32)
     if standardised:
-        if not isinstance(network, AudioVAE):
+        if kind != "vae":
             raise InputError(f"{run}: trained the transformer; standardising is for the latents of a VAE")
         trainable(network)  # writable
-        sounds = FolderSounds(Path(record["other"]["data folder"]), preset.vae.sample_rate, without=run)
-        deviation = latent_deviation(network, sounds, options["excerpt"] * preset.vae.hop)
-        if isinstance(network, SpectrogramVAE):
-            standardise_spectrogram_vae(network, deviation)
-        else:
-            standardise(network, deviation)
+        sound = family.sound
+        sounds = FolderSounds(Path(record["other"]["data folder"]), sound.sample_rate, without=run)
+        deviation = latent_deviation(network, sounds, options["excerpt"] * sound.hop)
+        vae_training(preset).standardise(network, deviation)
     return _write(network, preset, kind, output, source, dtype, options["from"], state["step"])
 
 
@@ -104,7 +102,7 @@ def merge(
     network = start_dit(start, chosen, 0, torch.float32)
     trainable(network)  # writable
     merge_adapter(network, adapter)
-    return _write(network, chosen, "dit", output, start.folder, dtype, start.source)
+    return _write(network, chosen, TRANSFORMER, output, start.folder, dtype, start.source)
 
 
 def _write(
@@ -123,6 +121,7 @@ def _write(
     make_folder(path.parent)
     metadata = {
         "format": "pt",
+        NAMES: OWN,
         "dtype": str(dtype).removeprefix("torch."),
         "source": f"{_MADE_BY} {kind} {__version__}, from {start}",
     }

@@ -7,9 +7,10 @@ https://arxiv.org/abs/2506.21448, section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.shards import Batch, PreparedClips
 from ..errors import InputError
-from ..models.mmdit import MMDiT
-from ..models.oobleck import AudioVAE
+from ..families.protocol import TRANSFORMER, Condition, Family
+from ..models.flow import FlowTransformer
 from .loop import Learner, Update, autocast, check_betas, check_least, check_positive
 from .processes import mean_over_processes
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-_VIDEO = torch.tensor([True, True, False, False])  # the conditions that come from pictures
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(torch.randn(count, generator=generator))
 
 
-def draw_dropped(count: int, options: FlowOptions, generator: torch.Generator) -> Tensor:
-    """Which conditions are taken from each clip, ``(count, 4)`` bool in `MMDiT.project`'s order."""
-    one = torch.rand(count, len(_VIDEO), generator=generator) < options.drop_one
+def draw_dropped(count: int, conditions: int, options: FlowOptions, generator: torch.Generator) -> Tensor:
+    """Which conditions are taken from each clip, ``(count, conditions)`` bool in the family's order."""
+    one = torch.rand(count, conditions, generator=generator) < options.drop_one
     everything = torch.rand(count, 1, generator=generator) < options.drop_all
     return one | everything
 
@@ -86,12 +86,13 @@ def draw_dropped(count: int, options: FlowOptions, generator: torch.Generator) -
 class FlowLearner(Learner):
     """The transformer; of its parameters those that require a gradient."""
 
-    averaged = ("dit",)
+    averaged = (TRANSFORMER,)
     shares_draws = True
 
     def __init__(
         self,
-        network: MMDiT,
+        network: FlowTransformer,
+        family: Family,
         options: FlowOptions,
         clips: PreparedClips,
         validation: PreparedClips | None = None,
@@ -99,19 +100,19 @@ class FlowLearner(Learner):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.network, self.options = network, options
+        self.network, self.family, self.options = network, family, options
         self.clips, self.validation = clips, validation
         self.seed, self.rank, self.processes = seed, rank, processes
         self.device = network.sync_pos_emb.device
-        self.networks: dict[str, nn.Module] = {"dit": network}
-        # Biases, norms and learned empties are not pulled to zero.
+        self.networks: dict[str, nn.Module] = {TRANSFORMER: network}
+        # Biases, norms and null features are not pulled to zero.
         trained = [p for p in network.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
         self.optimizers = {
-            "dit": torch.optim.AdamW(
+            TRANSFORMER: torch.optim.AdamW(
                 groups,
                 options.learning_rate,
                 options.betas,
@@ -128,16 +129,18 @@ class FlowLearner(Learner):
         latent_noise = torch.randn(latent_shape, generator=generator)[own]
         noise = torch.randn(latent_shape, generator=generator)[own]
         times = draw_times(everyone, generator)[own]
-        dropped = draw_dropped(everyone, self.options, generator)[own]
+        dropped = draw_dropped(everyone, len(self.family.conditions), self.options, generator)[own]
         chosen = epoch_order(len(self.clips), self.seed, step * everyone + rank * size, size)
 
-        optimizer = self.optimizers["dit"]
+        optimizer = self.optimizers[TRANSFORMER]
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in torch.arange(size).chunk(self.options.parts):
             batch = to_device(self.clips.batch([chosen[place] for place in part]), self.device)
-            latents = self._latents(batch, latent_noise[part])
-            features = given_features(self.network, batch, dropped[part].to(self.device))
+            latents = self._latents(self.network, batch, latent_noise[part])
+            features = given_features(
+                self.network, self.family.conditions, batch, dropped[part].to(self.device)
+            )
             loss = self._loss(
                 self.network, features, latents, noise[part].to(self.device), times[part].to(self.device)
             )
@@ -151,8 +154,7 @@ class FlowLearner(Learner):
         """The loss with all conditions at five fixed times, on fixed noise."""
         if self.validation is None:
             return {}
-        network = networks["dit"]
-        assert isinstance(network, MMDiT)
+        network = cast(FlowTransformer, networks[TRANSFORMER])
         generator = torch.Generator().manual_seed(0)
         total, count, size = 0.0, 0, self.options.batch
         for start in range(0, len(self.validation), size * self.processes):
@@ -164,8 +166,8 @@ class FlowLearner(Learner):
             if not len(noise):
                 continue  # the last clips are others'
             batch = to_device(self.validation.batch(everyone[own]), self.device)
-            latents = self._latents(batch, latent_noise)
-            features = given_features(network, batch)
+            latents = self._latents(network, batch, latent_noise)
+            features = given_features(network, self.family.conditions, batch)
             for time in VALIDATION_TIMES:
                 times = torch.full((len(latents),), time, device=self.device)
                 total += self._loss(network, features, latents, noise, times).item() * len(latents)
@@ -175,49 +177,54 @@ class FlowLearner(Learner):
 
     def _loss(
         self,
-        network: MMDiT,
-        features: tuple[Tensor, Tensor, Tensor, Tensor],
+        network: FlowTransformer,
+        features: Sequence[Tensor],
         latents: Tensor,
         noise: Tensor,
         times: Tensor,
     ) -> Tensor:
         state, velocity = noisy(latents, noise, times)
         with autocast(self.device, self.options.dtype):
-            found = network(state, times, network.project(*features, latents.shape[-1]))
+            found = network.velocity(state, times, network.project(*features, latents.shape[-1]))
         return F.mse_loss(found.float(), velocity)
 
-    def _latents(self, batch: Batch, noise: Tensor) -> Tensor:
-        latents, _ = AudioVAE.sample(batch.latent_mean, batch.latent_scale, noise.to(self.device))
-        return latents
+    def _latents(self, network: FlowTransformer, batch: Batch, noise: Tensor) -> Tensor:
+        drawn = self.family.draw_latents(batch.latent_mean, batch.latent_scale, noise.to(self.device))
+        return network.normalised(drawn)
 
 
 def given_features(
-    network: MMDiT, batch: Batch, dropped: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The conditions of clips in `MMDiT.project`'s order, the network's empty ones for those that lack.
+    network: FlowTransformer,
+    conditions: Sequence[Condition],
+    batch: Batch,
+    dropped: Tensor | None = None,
+) -> list[Tensor]:
+    """The conditions of clips in the transformer's order, its null features for those that are absent.
 
     Args:
-        network: whose learned empty features are used.
+        network: whose null features are used.
+        conditions: of its family.
         batch: on the network's device.
-        dropped: ``(B, 4)`` bool, conditions that are taken away besides the pictures of clips without any.
+        dropped: ``(B, conditions)`` bool, conditions that are taken away besides those that come from the
+            frames of clips without video.
     """
-    given = (batch.clip_features, batch.sync_features, batch.text_features, batch.t5_features)
-    absent = ~batch.has_video[:, None] & _VIDEO.to(batch.has_video.device)
+    given = [batch.features[condition.name] for condition in conditions]
+    from_video = torch.tensor([condition.source != "text" for condition in conditions])
+    absent = ~batch.has_video[:, None] & from_video.to(batch.has_video.device)
     if dropped is not None:
         absent = absent | dropped
     empty = network.empty_features(given[0].shape[1], given[1].shape[1])
-    clip, sync, text, t5 = (
+    return [
         torch.where(absent[:, place, None, None], nothing, something)
         for place, (something, nothing) in enumerate(zip(given, empty, strict=True))
-    )
-    return clip, sync, text, t5
+    ]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(**{field.name: getattr(batch, field.name).to(device) for field in fields(Batch)})
+    return batch.each(lambda part: part.to(device))
 
 
-def recompute_blocks(network: MMDiT) -> None:
+def recompute_blocks(network: FlowTransformer) -> None:
     """Keep only what enters a block and compute the rest again in the backward pass.
 
     A third more time, a fraction of the memory; the result is the same. To be called before averages
@@ -227,7 +234,7 @@ def recompute_blocks(network: MMDiT) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def initialise_mmdit(network: MMDiT, seed: int) -> None:
+def initialise_flow(network: FlowTransformer, seed: int) -> None:
     """Values to start from, drawn from ``seed``; modulation and output start at zero (adaLN-Zero)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

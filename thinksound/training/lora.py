@@ -17,8 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import InputError, OutputError
+from ..families.protocol import TRANSFORMER
 from ..media.files import make_folder
-from ..models.mmdit import MMDiT
+from ..models.flow import FlowTransformer
 from .loop import check_least, seeded
 
 ADAPTER = "adapter"
@@ -55,7 +56,7 @@ def check_peft() -> None:
 class Adapter:
     """Matrices beside the frozen weights of a transformer; at first they change nothing."""
 
-    def __init__(self, network: MMDiT, options: LoRAOptions, seed: int) -> None:
+    def __init__(self, network: FlowTransformer, options: LoRAOptions, seed: int) -> None:
         """Add them to ``network``, in float32, as all that is trained; ``seed`` draws their values."""
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -69,7 +70,7 @@ class Adapter:
         """Write those of the transformer among ``networks`` into the folder ``adapter`` of ``folder``."""
         from peft import get_peft_model_state_dict
 
-        tensors: dict[str, Tensor] = get_peft_model_state_dict(networks["dit"])
+        tensors: dict[str, Tensor] = get_peft_model_state_dict(networks[TRANSFORMER])
         named = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         make_folder(folder / ADAPTER)
         with tempfile.TemporaryDirectory(dir=folder) as name:
@@ -83,7 +84,7 @@ class Adapter:
                 (new / file).replace(folder / ADAPTER / file)
 
 
-def merge_adapter(network: MMDiT, folder: Path) -> None:
+def merge_adapter(network: FlowTransformer, folder: Path) -> None:
     """Add an adapter in peft's format to the weights of the network that it was trained for.
 
     Raises:

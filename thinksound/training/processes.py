@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import InputError
-from ..presets import NETWORKS
-from ..runtime.placement import detect_machine, make_plan
+from ..runtime.placement import detect_machine, one_device
 
 # Values that are sent at once: all gradients in one piece would be a second copy of the network.
 BUCKET = 2**25
@@ -77,7 +76,7 @@ def _without_denormals() -> Iterator[None]:
 def _device(wish: str) -> torch.device:
     if "," in wish:
         raise InputError(f"device {wish!r}: a process trains on one; several need torchrun")
-    return torch.device(make_plan(detect_machine(), dict.fromkeys(NETWORKS, 0), wish).devices["dit"])
+    return torch.device(one_device(detect_machine(), wish))
 
 
 def average_over_processes(tensors: Iterable[Tensor]) -> None:

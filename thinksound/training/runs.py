@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from ..checkpoints.load import load_file, load_mmdit, load_vae
+from ..checkpoints.load import load_file, load_network, network_of
 from ..checkpoints.locate import describe_missing, missing
 from ..checkpoints.registry import default_weights_dir
-from ..config import SpectrogramVAEConfig
 from ..data.clips import hash_of
 from ..data.shards import PreparedClips
 from ..data.sounds import FolderSounds
 from ..errors import InputError, WeightsError
+from ..families.find import family_of
+from ..families.flow import FlowFamily
+from ..families.protocol import TRANSFORMER, Family
 from ..media.files import make_folder
-from ..models.mmdit import MMDiT
-from ..models.oobleck import AudioVAE
-from ..models.spectrogram_vae import SpectrogramVAE, build_vae
+from ..models.flow import FlowTransformer
 from ..presets import Preset, get_preset
 from ..runtime.placement import detect_machine, memory_errors
-from .flow import FlowLearner, FlowOptions, initialise_mmdit, recompute_blocks
+from .flow import FlowLearner, FlowOptions, initialise_flow, recompute_blocks
 from .log import check_tensorboard
-from .loop import Learner, LoopOptions, Progress, Report, Trainer, check_least, trainable
+from .loop import LoopOptions, Progress, Report, Trainer, check_least, trainable
 from .lora import Adapter, LoRAOptions, check_peft
 from .processes import Process, joined
 from .record import declare_run
 from .samples import SampleWriter
-from .tiny.spectral_vae import SpectralVAELearner, SpectralVAEOptions, initialise_spectrogram_vae
-from .vae import VAELearner, VAEOptions, initialise_vae
+from .vaes import VAETraining, vae_training
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
         ThinkSoundError: with a message for the user; what can be told before training is.
     """
     preset = get_preset(run.preset)
+    family = cast(FlowFamily, family_of(preset))
     if run.tensorboard:
         check_tensorboard()
     if run.lora:
@@ -140,11 +142,24 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
             recompute_blocks(network)
         writer = None
         if run.loop.sample_every:
-            vae = load_vae(run.start.folder, preset.weights["vae"], preset.vae, torch.float32)
+            sound = {
+                name: _load(family, name, run.start.folder, torch.float32) for name in family.sound_networks
+            }
             if process.rank == 0:
-                vae.decoder.to(process.device)
-                writer = SampleWriter(validation or clips, run.samples, vae, preset, process.device, dtype)
-        learner = FlowLearner(network, flow, clips, validation, run.loop.seed, process.rank, process.count)
+                for name, built in sound.items():
+                    family.placed(name, built).to(process.device)
+                writer = SampleWriter(
+                    validation or clips,
+                    run.samples,
+                    family,
+                    family.decoding(sound),
+                    preset.guidance_scale,
+                    process.device,
+                    dtype,
+                )
+        learner = FlowLearner(
+            network, family, flow, clips, validation, run.loop.seed, process.rank, process.count
+        )
         trainer = Trainer(
             learner,
             run.loop,
@@ -180,8 +195,9 @@ def train_vae(run: VAERun, progress: Progress | None = None, report: Report | No
     preset = get_preset(run.preset)
     if run.tensorboard:
         check_tensorboard()
-    sounds = FolderSounds(run.data, preset.vae.sample_rate, without=run.folder)
-    options = _vae_options(preset, run.recipe)
+    training = vae_training(preset)
+    sounds = FolderSounds(run.data, family_of(preset).sound.sample_rate, without=run.folder)
+    options = _vae_options(training, preset, run.recipe)
     with joined(run.device) as process, memory_errors(_VAE_ADVICE):
         dtype = _number_format(run.dtype, process.device)
         options = replace(options, dtype=dtype, batch=_share(options.batch, process))
@@ -206,12 +222,7 @@ def train_vae(run: VAERun, progress: Progress | None = None, report: Report | No
         vae = start_vae(run.start, preset, run.loop.seed)
         trainable(vae)
         vae.to(process.device)
-        learner: Learner
-        if isinstance(options, SpectralVAEOptions):
-            assert isinstance(vae, SpectrogramVAE)
-            learner = SpectralVAELearner(vae, options, sounds)
-        else:
-            learner = VAELearner(vae, options, sounds, run.loop.seed)
+        learner = training.learner(vae, options, sounds, run.loop.seed)
         _finish(Trainer(learner, run.loop, run.folder, run.tensorboard), progress, report)
 
 
@@ -222,36 +233,14 @@ def _finish(trainer: Trainer, progress: Progress | None, report: Report | None) 
         )
 
 
-def _vae_options(preset: Preset, changes: Mapping[str, Any]) -> VAEOptions | SpectralVAEOptions:
-    spectral = isinstance(preset.vae, SpectrogramVAEConfig)
-    options = SpectralVAEOptions() if spectral else VAEOptions()
-    known = {each.name for each in fields(options)}
+def _vae_options(training: VAETraining, preset: Preset, changes: Mapping[str, Any]) -> Any:
+    known = {each.name for each in fields(training.options)}
     for name in changes:
         if name not in known:
             raise InputError(
                 f"{name}: the VAE of {preset.name} is trained without it; leave it out", option=name
             )
-    return replace(options, **changes)
-
-
-def start_vae(start: Start, preset: Preset, seed: int) -> AudioVAE:
-    """The VAE before the first step.
-
-    Raises:
-        WeightsError: its file is missing, damaged, or of another network.
-    """
-    if start.source == START_SCRATCH:
-        if not isinstance(preset.vae, SpectrogramVAEConfig):
-            return initialise_vae(preset.vae, seed)
-        vae = SpectrogramVAE(preset.vae)
-        initialise_spectrogram_vae(vae, seed)
-        return vae
-    if start.source == START_PRESET:
-        _require(start.folder, preset, "vae")
-        return load_vae(start.folder, preset.weights["vae"], preset.vae, torch.float32)
-    with torch.device("meta"):
-        network = build_vae(preset.vae)
-    return load_file(network, Path(start.source), "vae", torch.float32)
+    return replace(training.options, **changes)
 
 
 def _open(folder: Path, preset: Preset) -> PreparedClips:
@@ -260,31 +249,54 @@ def _open(folder: Path, preset: Preset) -> PreparedClips:
     return clips
 
 
-def start_dit(start: Start, preset: Preset, seed: int, dtype: torch.dtype) -> MMDiT:
+def start_dit(start: Start, preset: Preset, seed: int, dtype: torch.dtype) -> FlowTransformer:
     """The transformer before the first step.
 
     Raises:
         WeightsError: its file is missing, damaged, or of another network.
     """
+    return cast(FlowTransformer, _start(start, preset, TRANSFORMER, initialise_flow, seed, dtype))
+
+
+def start_vae(start: Start, preset: Preset, seed: int) -> nn.Module:
+    """The VAE before the first step.
+
+    Raises:
+        WeightsError: its file is missing, damaged, or of another network.
+    """
+    return _start(start, preset, "vae", vae_training(preset).initialise, seed, torch.float32)
+
+
+def _start(
+    start: Start,
+    preset: Preset,
+    name: str,
+    initialise: Callable[[Any, int], None],
+    seed: int,
+    dtype: torch.dtype,
+) -> nn.Module:
+    family = family_of(preset)
     if start.source == START_SCRATCH:
-        network = MMDiT(preset.mmdit)
-        initialise_mmdit(network, seed)
+        network = family.create(name)
+        initialise(network, seed)
         return network.to(dtype)
     if start.source == START_PRESET:
-        _require(start.folder, preset, "dit")
-        return load_mmdit(start.folder, preset.weights["dit"], preset.mmdit, dtype)
+        absent = missing(start.folder, [preset.weights[name]])
+        if absent:
+            raise WeightsError(
+                f"{describe_missing(start.folder, absent)}; or start from a file with --from FILE, from "
+                "nothing with --from scratch"
+            )
+        return _load(family, name, start.folder, dtype)
     with torch.device("meta"):
-        network = MMDiT(preset.mmdit)
-    return load_file(network, Path(start.source), "thinksound", dtype)
+        network = family.create(name)
+    return load_file(network, Path(start.source), preset.weights[name], dtype, family.fold(name))
 
 
-def _require(folder: Path, preset: Preset, network: str) -> None:
-    absent = missing(folder, [preset.weights[network]])
-    if absent:
-        raise WeightsError(
-            f"{describe_missing(folder, absent)}; or start from a file with --from FILE, from nothing with "
-            "--from scratch"
-        )
+def _load(family: Family, name: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+    key = family.preset.weights[name]
+    built = load_network(partial(family.build, name), folder, key, dtype, family.fold(name))
+    return network_of(built)
 
 
 def _share(batch: int, process: Process) -> int:

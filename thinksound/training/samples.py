@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..data.shards import PreparedClips
+from ..families.flow import FlowFamily
+from ..families.protocol import TRANSFORMER, DecodingStep
 from ..media.audio import to_pcm16, write_wav
 from ..media.files import make_folder
-from ..models.mmdit import MMDiT
-from ..models.oobleck import AudioVAE
-from ..presets import Preset
-from ..sampling.sample import sample_latents
+from ..models.flow import FlowTransformer
 from .flow import given_features, to_device
 from .loop import autocast
 
@@ -31,8 +31,9 @@ class SampleWriter:
         self,
         clips: PreparedClips,
         count: int,
-        vae: AudioVAE,
-        preset: Preset,
+        family: FlowFamily,
+        decoding: Sequence[DecodingStep],
+        guidance_scale: float,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -40,40 +41,38 @@ class SampleWriter:
         Args:
             clips: whose features are used.
             count: of clips.
-            vae: whose decoder is on ``device``.
-            preset: of both.
+            family: of the transformer.
+            decoding: from latents to sound, by networks on ``device``.
+            guidance_scale: with which samples are made.
             device: of the transformer.
             dtype: in which it computes.
         """
         chosen = range(min(count, len(clips)))
         self._names = [re.sub(r"[^\w.@-]", "_", clips.names[index]) for index in chosen]
         self._batch = clips.batch(list(chosen))
-        self._vae, self._preset = vae, preset
+        self._family, self._decoding, self._guidance_scale = family, decoding, guidance_scale
         self._device, self._dtype = device, dtype
         self._wrote_truth = False
 
     @torch.no_grad()
     def __call__(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
-        network = networks["dit"]
-        assert isinstance(network, MMDiT)
+        network = cast(FlowTransformer, networks[TRANSFORMER])
         if not self._wrote_truth:  # anew at each start, which may be with other clips
             self._write(self._batch.latent_mean, folder.with_name(TRUTH))
             self._wrote_truth = True
         batch = to_device(self._batch, self._device)
         noise = torch.randn(batch.latent_mean.shape, generator=torch.Generator().manual_seed(_SEED))
+        given = given_features(network, self._family.conditions, batch)
         with autocast(self._device, self._dtype):
-            latents = sample_latents(
-                network,
-                given_features(network, batch),
-                noise,
-                STEPS,
-                self._preset.guidance_scale,
-                lambda step: None,
+            latents = self._family.follow(
+                network, given, noise, STEPS, self._guidance_scale, lambda step: None
             )
         self._write(latents, folder)
 
     def _write(self, latents: Tensor, folder: Path) -> None:
         make_folder(folder)
         for name, one in zip(self._names, latents, strict=True):
-            waveform = self._vae.decode(one[None].float().to(self._device))[0].cpu()
-            write_wav(folder / f"{name}.wav", to_pcm16(waveform), self._preset.vae.sample_rate)
+            sound = one[None].float().to(self._device)
+            for step in self._decoding:
+                sound = step.decode(sound)
+            write_wav(folder / f"{name}.wav", to_pcm16(sound[0].cpu()), self._family.sound.sample_rate)

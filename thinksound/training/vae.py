@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..config import OobleckConfig
 from ..models.oobleck import AudioVAE, ResidualUnit, WeightNormConv, WeightNormConvTranspose
 from .loop import Learner, Update, autocast, check_betas, check_least, check_positive, seeded
 from .spectral import (
@@ -123,8 +122,7 @@ class VAELearner(Learner):
 
     @torch.no_grad()
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        vae = networks["vae"]
-        assert isinstance(vae, AudioVAE)
+        vae = cast(AudioVAE, networks["vae"])
         target = self.sounds.held_out(self.options.excerpt * vae.config.hop).to(self.device)
         losses = []
         for part in target.split(self.options.batch):
@@ -146,10 +144,9 @@ def _gain(convolution: nn.Module) -> Tensor:
     return convolution.weight_g
 
 
-def initialise_vae(config: OobleckConfig, seed: int) -> AudioVAE:
-    """A VAE ready to be trained: directions drawn from ``seed``, gains that keep the signal's power."""
+def initialise_vae(vae: AudioVAE, seed: int) -> None:
+    """Values to start from: directions drawn from ``seed``, gains that keep the signal's power."""
     generator = torch.Generator().manual_seed(seed)
-    vae = AudioVAE(config)
     with torch.no_grad():
         for module in vae.modules():
             if isinstance(module, WeightNormConv):
@@ -166,14 +163,13 @@ def initialise_vae(config: OobleckConfig, seed: int) -> AudioVAE:
         # Little noise at first: latents that carry nothing are a place that training does not leave.
         last = vae.encoder.layers[-1]
         assert isinstance(last, WeightNormConv) and last.bias is not None
-        last.bias[config.latent_dim :] = -3.0
+        last.bias[vae.config.latent_dim :] = -3.0
         # Sound is quiet: from loud noise the way is long.
         _gain(vae.decoder.layers[-1]).mul_(0.02)
-    return vae
 
 
 @torch.no_grad()
-def latent_deviation(vae: AudioVAE, sounds: Sounds, samples: int, batch: int = 8) -> Tensor:
+def latent_deviation(vae: Any, sounds: Sounds, samples: int, batch: int = 8) -> Tensor:
     """Standard deviation of each latent channel over 256 excerpts of ``samples``, ``(C,)``.
 
     ``batch`` of them are encoded at once.

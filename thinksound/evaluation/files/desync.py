@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...encoders.sync import encode_sync
 from ...errors import MediaError
+from ...models.synchformer import SYNC_FPS, SYNC_SEGMENT, SYNC_STRIDE, sync_segment_count
 from ...models.synchformer_offset import SynchformerOffset
-from ...rates import SYNC_FPS, SYNC_SEGMENT, SYNC_STRIDE, sync_segment_count
 
 RATE = 16_000  # Hz
 SEGMENT = SYNC_SEGMENT * RATE // SYNC_FPS  # 10240 samples: the sound of one segment of pictures

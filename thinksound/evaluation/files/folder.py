@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ... import __version__
-from ...checkpoints.load import load_synchformer_offset
-from ...config import OffsetConfig
+from ...checkpoints.load import load_network
 from ...data.clips import Skipped
+from ...encoders.views import SYNC_VIEW
 from ...errors import InputError, MediaError
 from ...media.decode import decode_video
 from ...media.files import whole_file
 from ...media.soundtrack import Soundtrack, read_sound
+from ...models.synchformer_audio import OffsetConfig
 from ...models.synchformer_offset import SynchformerOffset
 from ...rates import MAX_DURATION_S, MIN_DURATION_S
 from .clap import Clap, load_clap
@@ -138,10 +139,15 @@ def load_networks(
             clap = load_clap(weights_dir)
             _place(clap.model, device)
         else:
-            offset = load_synchformer_offset(weights_dir, key, OffsetConfig(), torch.float32)
+            offset = load_network(_build_offset, weights_dir, key, torch.float32)
             _place(offset, device)
         progress("load", done, len(keys))
     return Networks(tagger, clap, offset)
+
+
+def _build_offset(path: Path) -> SynchformerOffset:
+    with torch.device("meta"):
+        return SynchformerOffset(OffsetConfig())
 
 
 def _place(module: nn.Module, device: torch.device) -> None:
@@ -249,12 +255,12 @@ def _offsets(clip: Clip, network: SynchformerOffset) -> tuple[float, float]:
     if clip.video is None:
         raise MediaError(f"{clip.generated}: no pictures, and no video of this name")
     sound = _read(clip.generated, RATE, MAX_DURATION_S)
-    decoded = decode_video(clip.video, MAX_DURATION_S)
+    decoded = decode_video(clip.video, [SYNC_VIEW], MAX_DURATION_S)
     # Sound and pictures of one file share a clock; those of two files begin together.
     start_s = decoded.start_s if clip.video == clip.generated else sound.start_s
     end_s = sound.start_s + sound.waveform.shape[1] / RATE
     waveform = sound.part(start_s, max(0, round((end_s - start_s) * RATE)), RATE)
-    return predict_offsets(network, decoded.sync_frames, waveform.mean(dim=0))
+    return predict_offsets(network, decoded.frames["sync"], waveform.mean(dim=0))
 
 
 def _read(path: Path, rate: int, limit_s: float) -> Soundtrack:

@@ -18,8 +18,9 @@ from ...data.prepare import fingerprint, prepare_clips
 from ...data.shards import PreparedClips
 from ...data.sources import made_sources
 from ...errors import InputError
-from ...pipeline import Pipeline, Progress
-from ...request import CFG_SCALE, STEPS
+from ...families.protocol import TRANSFORMER
+from ...pipeline import Pipeline
+from ...request import CFG_SCALE, STEPS, Progress
 from ...runtime.placement import memory_errors
 from ...synthetic.make import CLIP_S
 from ...synthetic.scene import SPLITS
@@ -173,5 +174,6 @@ def _fingerprint(pipeline: Pipeline) -> str:
 
 
 def _made_by(pipeline: Pipeline) -> Iterator[tuple[str, Tensor]]:
-    yield from pipeline.mmdit.state_dict().items()
-    yield from pipeline.vae.decoder.state_dict().items()
+    family = pipeline.family
+    for name in (TRANSFORMER, *family.sound_networks):
+        yield from pipeline.model.networks[name].state_dict().items()

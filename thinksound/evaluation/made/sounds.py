@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...data.shards import PreparedClips
-from ...models.mmdit import MMDiT
+from ...families.protocol import TRANSFORMER
 from ...pipeline import Pipeline
-from ...sampling.sample import draw_noise, sample_latents
+from ...request import Options
 from ...synthetic.make import make_scene
 from ...synthetic.seeds import MEASURED
 from ...synthetic.texts import describe
@@ -21,6 +21,9 @@ from .scores import Reference
 from .spectra import RATE, Waveform, resample
 
 logger = logging.getLogger(__name__)
+
+# What a recipe calls absent, as the source of a family's conditions.
+_SOURCES = {"video": "clip", "sync": "sync", "text": "text"}
 
 
 class Sounds:
@@ -31,12 +34,12 @@ class Sounds:
         self._contradicting = [Reference.contradicting(each.scene) for each in self.references]
         self._pipeline = pipeline
         self._clips = clips
-        self._scrambled: MMDiT | None = None
+        self._scrambled: Pipeline | None = None
 
     @property
     def latent_rate_hz(self) -> float:
-        vae = self._pipeline.preset.vae
-        return vae.sample_rate / vae.hop
+        sound = self._pipeline.family.sound
+        return sound.sample_rate / sound.hop
 
     def reference(self, recipe: Recipe, index: int) -> Reference:
         """What a sound of the recipe is held against."""
@@ -66,52 +69,42 @@ class Sounds:
                     "clip %d: the sound holds values that are not numbers; it counts as silence", index
                 )
                 waveform = torch.zeros_like(waveform)
-            at_rate = resample(waveform.numpy(), self._pipeline.preset.vae.sample_rate)
+            at_rate = resample(waveform.numpy(), self._pipeline.family.sound.sample_rate)
             sounds.append(at_rate[:, : self.references[index].scene.sample_count(RATE)])
         return sounds
 
-    @torch.inference_mode()
     def _sample(self, recipe: Recipe, indices: Sequence[int]) -> Tensor:
         """Latents (B, C, T); the noise of a clip follows from its seed alone."""
-        pipeline, batch = self._pipeline, self._clips.batch(indices)
+        pipeline, clips = self._pipeline, self._clips
+        stored = clips.batch(indices).features
+        features = [{name: part[row] for name, part in stored.items()} for row in range(len(indices))]
         if recipe.contradicted:
-            text_features, t5_features = self._encode_texts([self._contradicting[index] for index in indices])
-        else:
-            text_features, t5_features = batch.text_features, batch.t5_features
-        channels, length = batch.latent_mean.shape[1:]
-        noise = torch.cat(
-            [draw_noise(self.references[each].scene.seed, channels, length) for each in indices]
+            claims = [self._contradicting[index] for index in indices]
+            captions, cots = zip(*(describe(each.scene, each.materials) for each in claims), strict=True)
+            read = pipeline.encode([{} for _ in indices], captions, cots)
+            features = [given | dict(claimed) for given, claimed in zip(features, read, strict=True)]
+        absent = {_SOURCES[each] for each in recipe.absent}
+        kept = [each.name for each in pipeline.family.conditions if each.source not in absent]
+        samples = (self._scramble() if recipe.scrambled else pipeline).sample(
+            [{name: given[name] for name in kept} for given in features],
+            clips.layout.duration_s,
+            [
+                Options(recipe.steps, recipe.guidance_scale, self.references[index].scene.seed)
+                for index in indices
+            ],
         )
-        with pipeline.placement.on_device("dit"):
-            network = self._scramble() if recipe.scrambled else pipeline.mmdit
-            given = [batch.clip_features, batch.sync_features, text_features, t5_features]
-            empty = network.empty_features(given[0].shape[1], given[1].shape[1])
-            for place, condition in enumerate(("video", "sync", "text", "text")):
-                if condition in recipe.absent:
-                    given[place] = empty[place].to(given[place]).expand_as(given[place])
-            clip, sync, text, t5 = given
-            return sample_latents(
-                network, (clip, sync, text, t5), noise, recipe.steps, recipe.guidance_scale, lambda step: None
-            ).cpu()
+        return torch.stack([sample.latents for sample in samples])
 
-    def _encode_texts(self, references: Sequence[Reference]) -> tuple[Tensor, Tensor]:
-        pipeline = self._pipeline
-        texts = [
-            Pipeline.check_texts(*describe(reference.scene, reference.materials)) for reference in references
-        ]
-        with pipeline.placement.on_device("metaclip"):
-            captions = torch.stack([pipeline.metaclip.encode_text(caption).cpu() for caption, _ in texts])
-        with pipeline.placement.on_device("t5"):
-            cots = torch.stack([pipeline.t5.encode(cot).cpu() for _, cot in texts])
-        return captions.float(), cots.float()
-
-    def _scramble(self) -> MMDiT:
-        """The transformer with the values of each of its tensors in random order."""
+    def _scramble(self) -> Pipeline:
+        """The pipeline with the values of each tensor of its transformer in random order."""
         if self._scrambled is None:
-            generator = torch.Generator().manual_seed(0)
-            network = copy.deepcopy(self._pipeline.mmdit)
-            for parameter in network.parameters():
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
-            self._scrambled = network
+            pipeline, generator = self._pipeline, torch.Generator().manual_seed(0)
+            with pipeline.placement.on_device(TRANSFORMER), torch.inference_mode():
+                network = copy.deepcopy(pipeline.model.networks[TRANSFORMER])
+                for parameter in network.parameters():
+                    order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                    parameter.copy_(parameter.flatten()[order].view_as(parameter))
+            model = copy.copy(pipeline.model)
+            model.networks = {**model.networks, TRANSFORMER: network}
+            self._scrambled = Pipeline(pipeline.preset, model, pipeline.placement)
         return self._scrambled

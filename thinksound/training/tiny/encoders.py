@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from ...encoders.metaclip import MetaCLIP
+from ...encoders.pixels import normalize_clip
 from ...encoders.pretrained import tokenize
 from ...encoders.t5 import T5Text
-from ...media.frames import normalize_clip
-from ...models.motion import MotionTower
-from ...models.synchformer import Synchformer
-from ...rates import SYNC_FPS
+from ...models.motion import MotionEncoder
+from ...models.synchformer import SYNC_FPS
 from ..loop import Learner, Update, autocast, seeded
 
 TARGETS_PER_SECOND = 2 * SYNC_FPS
@@ -116,7 +115,7 @@ class SyncLearner(Learner):
 
     def __init__(
         self,
-        synchformer: Synchformer,
+        synchformer: MotionEncoder,
         options: PretrainingOptions,
         films: Films,
         validation: Films,
@@ -124,7 +123,6 @@ class SyncLearner(Learner):
     ) -> None:
         self.options, self.films, self.validation = options, films, validation
         tower = synchformer.vfeat_extractor
-        assert isinstance(tower, MotionTower)
         self.device = next(tower.parameters()).device
         dim = tower.config.embed_dim
         self.head = seeded(lambda: SyncHead(dim), seed).to(self.device)
@@ -163,9 +161,7 @@ class SyncLearner(Learner):
 
     def _compare(self, synchformer: nn.Module, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What the head says of every clip ``(B, 2P, 10)``, and what is true."""
-        assert isinstance(synchformer, Synchformer)
-        tower = synchformer.vfeat_extractor
-        assert isinstance(tower, MotionTower)
+        tower = cast(MotionEncoder, synchformer).vfeat_extractor
         scaled = (pixels.to(self.device).float() / 127.5 - 1).movedim(-1, -3)  # (B, P, 3, H, W)
         with autocast(self.device, self.options.dtype):
             found = self.head(tower.follow(scaled))
@@ -253,7 +249,7 @@ class TextLearner(Learner):
         return {"words": loss.item(), "right": right.item()}
 
 
-def initialise_motion(synchformer: Synchformer, seed: int) -> None:
+def initialise_motion(synchformer: MotionEncoder, seed: int) -> None:
     """Values to start from, drawn from ``seed``, that keep the signal's power through rectifiers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...data.sounds import draw_excerpt
+from ...encoders.views import METACLIP_VIEW, SYNC_VIEW
 from ...errors import OutputError
 from ...media.files import whole_file
 from ...synthetic.make import CLIP_S, make_scene
 from ...synthetic.seeds import STEERING, TRAINING
 from ...synthetic.sound import synthesise
-from ...synthetic.stream import encoder_pictures
+from ...synthetic.stream import scene_frames
 from ...synthetic.texts import describe
 from ..loop import Progress
 from .encoders import Films, sound_targets
@@ -85,7 +86,8 @@ def film(
     small, pictures, targets, captions = [], [], [], []
     for number, (split, seed) in enumerate(clips, start=1):
         scene = make_scene(split, seed)
-        for_clip, for_sync = encoder_pictures(scene)
+        frames = scene_frames(scene, (METACLIP_VIEW, SYNC_VIEW))
+        for_clip, for_sync = frames[METACLIP_VIEW.name], frames[SYNC_VIEW.name]
         reduced = F.avg_pool2d(for_sync.movedim(-1, 1).float(), pool)  # (S', 3, H, W)
         small.append(reduced.round().to(torch.uint8).movedim(1, -1))
         pictures.append(for_clip[:: len(for_clip) // PICTURES].clone())  # not the whole clip kept

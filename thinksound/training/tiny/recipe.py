@@ -10,24 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ...checkpoints.checksums import seal
-from ...checkpoints.load import load_metaclip, load_mmdit, load_t5
-from ...config import MotionConfig
+from ...checkpoints.load import load_network
 from ...data.prepare import prepare_clips
 from ...data.shards import PreparedClips
 from ...data.sources import MadeSource
-from ...models.mmdit import MMDiT
+from ...encoders.metaclip import build_metaclip
+from ...encoders.t5 import build_t5
+from ...families.protocol import TRANSFORMER
+from ...families.tiny import family
+from ...models.flow import FlowTransformer
+from ...models.motion import MotionEncoder
 from ...models.spectrogram_vae import SpectrogramVAE
-from ...models.synchformer import Synchformer
 from ...pipeline import load
-from ...presets import TINY, TINY_VAE
+from ...presets import TINY
 from ...synthetic.make import CLIP_S
-from ..flow import FlowLearner, FlowOptions, initialise_mmdit
+from ..flow import FlowLearner, FlowOptions, initialise_flow
 from ..loop import CHECKPOINT, Learner, LoopOptions, Progress, Trainer, read_checkpoint, trainable
 from ..processes import own_rank
 from ..record import declare_run
@@ -53,6 +57,8 @@ from .untrained import make_tiny, write_network
 SEED = 0
 START = "start"  # folder of the random networks
 PROCESSES = 2  # that train the transformer, and prepare its clips
+FAMILY = family(TINY)
+SIZES = FAMILY.sizes
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def start(folder: Path) -> None:
 
 def train_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The VAE's first part, on sounds of both splits."""
-    vae = SpectrogramVAE(TINY_VAE)
+    vae = SpectrogramVAE(SIZES.vae)
     initialise_spectrogram_vae(vae, SEED)
     learner = SpectralVAELearner(vae, VAE_OPTIONS, _sounds(extent, progress))
     _trainer(learner, extent.loop(VAE_LOOP), folder / "vae", VAE_OPTIONS).run(progress, "vae")
@@ -108,15 +114,14 @@ def train_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = N
 
 def refine_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The VAE's second part, shared by `PROCESSES`; its latents get deviation one."""
-    vae = SpectrogramVAE(TINY_VAE)
+    vae = SpectrogramVAE(SIZES.vae)
     vae.load_state_dict(read_checkpoint(folder / "vae" / CHECKPOINT)["averages"]["vae"])
     sounds = _sounds(extent, progress)
     learner = SpectralVAELearner(vae, REFINED_OPTIONS, sounds)
     trainer = _trainer(learner, extent.loop(REFINED_LOOP), folder / "refined-vae", REFINED_OPTIONS)
     trainer.run(progress, "refined vae")
     if own_rank() == 0:
-        trained = trainer.averages["vae"]
-        assert isinstance(trained, SpectrogramVAE)
+        trained = cast(SpectrogramVAE, trainer.averages["vae"])
         samples = VAE_OPTIONS.excerpt * trained.hop
         standardise_spectrogram_vae(trained, latent_deviation(trained, sounds, samples, batch=16))
         _install(folder, "vae.safetensors", trained)
@@ -124,7 +129,7 @@ def refine_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = 
 
 def _sounds(extent: Extent, progress: Progress | None) -> MadeSounds:
     report = (lambda done, total: progress("sounds", done, total)) if progress else None
-    return MadeSounds(extent.sounds, TINY.vae.sample_rate, report)
+    return MadeSounds(extent.sounds, FAMILY.sound.sample_rate, report)
 
 
 SYNC_OPTIONS = PretrainingOptions(batch=16, learning_rate=1e-3, dtype=torch.bfloat16)
@@ -142,8 +147,6 @@ TEXT_LOOP = LoopOptions(
 
 def make_films(folder: Path, part: int, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """One part of the clips for the picture encoders, and with the first part the held-out ones."""
-    motion = TINY.synchformer
-    assert isinstance(motion, MotionConfig)
     wanted = {_films_name(extent, part): list(training_clips(extent.films))[part - 1 :: PROCESSES]}
     if part == 1:
         wanted[f"validation-{extent.validation}"] = list(validation_clips(extent.validation))
@@ -151,7 +154,7 @@ def make_films(folder: Path, part: int, extent: Extent = FULL, progress: Progres
     for name, clips in wanted.items():
         file = folder / "films" / f"{name}.safetensors"
         if not file.exists():
-            save_films(film(clips, TINY.vae.sample_rate, motion.pool, progress), file)
+            save_films(film(clips, FAMILY.sound.sample_rate, SIZES.synchformer.pool, progress), file)
 
 
 def _films_name(extent: Extent, part: int) -> str:
@@ -166,7 +169,7 @@ def _films(folder: Path, extent: Extent) -> tuple[Films, Films]:
 
 def train_sync(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The motion tower."""
-    synchformer = Synchformer(TINY.synchformer)
+    synchformer = MotionEncoder(SIZES.synchformer)
     initialise_motion(synchformer, SEED)
     learner = SyncLearner(synchformer, SYNC_OPTIONS, *_films(folder, extent), SEED)
     trainer = _trainer(learner, extent.loop(SYNC_LOOP), folder / "sync", SYNC_OPTIONS)
@@ -176,7 +179,7 @@ def train_sync(folder: Path, extent: Extent = FULL, progress: Progress | None = 
 
 def train_pictures(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """MetaCLIP."""
-    metaclip = load_metaclip(folder / START, TINY.weights["metaclip"], torch.float32)
+    metaclip = load_network(build_metaclip, folder / START, TINY.weights["metaclip"], torch.float32)
     trainable(metaclip.model)
     calm(metaclip.model)
     learner = PictureLearner(metaclip, PICTURE_OPTIONS, *_films(folder, extent))
@@ -187,7 +190,7 @@ def train_pictures(folder: Path, extent: Extent = FULL, progress: Progress | Non
 
 def train_texts(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """T5."""
-    t5 = load_t5(folder / START, TINY.weights["t5"], torch.float32)
+    t5 = load_network(build_t5, folder / START, TINY.weights["t5"], torch.float32)
     trainable(t5.model)
     learner = TextLearner(t5, MadeTexts(), batch=32, learning_rate=1e-3, seed=SEED)
     trainer = _trainer(learner, extent.loop(TEXT_LOOP), folder / "texts")
@@ -215,16 +218,14 @@ def prepare(folder: Path, part: int, extent: Extent = FULL, progress: Progress |
 
 def train_dit(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The transformer's first part; one of `PROCESSES` that share the work if ``torch.distributed`` runs."""
-    dit = load_mmdit(folder / START, TINY.weights["dit"], TINY.mmdit, torch.float32)
-    trainable(dit)
-    initialise_mmdit(dit, SEED)
+    dit = _transformer()
+    initialise_flow(dit, SEED)
     _train_dit(folder, dit, FLOW_OPTIONS, extent.loop(FLOW_LOOP), "dit", progress)
 
 
 def refine_dit(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
     """The transformer's second part, shared like the first."""
-    dit = load_mmdit(folder / START, TINY.weights["dit"], TINY.mmdit, torch.float32)
-    trainable(dit)
+    dit = _transformer()
     dit.load_state_dict(read_checkpoint(folder / "dit" / CHECKPOINT)["averages"]["dit"])
     loop = extent.loop(REFINED_FLOW_LOOP)
     trained = _train_dit(folder, dit, REFINED_FLOW_OPTIONS, loop, "refined-dit", progress)
@@ -232,13 +233,24 @@ def refine_dit(folder: Path, extent: Extent = FULL, progress: Progress | None = 
         _install(folder, "mmdit.safetensors", trained)
 
 
+def _transformer() -> FlowTransformer:
+    network = cast(FlowTransformer, FAMILY.create(TRANSFORMER))
+    trainable(network)
+    return network
+
+
 def _train_dit(
-    folder: Path, dit: MMDiT, options: FlowOptions, loop: LoopOptions, stage: str, progress: Progress | None
+    folder: Path,
+    dit: FlowTransformer,
+    options: FlowOptions,
+    loop: LoopOptions,
+    stage: str,
+    progress: Progress | None,
 ) -> nn.Module:
     """Train a transformer in the stage's folder; returns the averaged one."""
     clips, validation = PreparedClips(folder / "clips"), PreparedClips(folder / "validation")
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    learner = FlowLearner(dit, options, clips, validation, loop.seed, own_rank(), processes)
+    learner = FlowLearner(dit, FAMILY, options, clips, validation, loop.seed, own_rank(), processes)
     trainer = _trainer(learner, loop, folder / stage, options, clips.made_by)
     trainer.run(progress, stage)
     return trainer.averages["dit"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,9 @@ class SpectralVAELearner(Learner):
 
     averaged = ("vae",)
 
-    def __init__(self, vae: SpectrogramVAE, options: SpectralVAEOptions, sounds: Sounds) -> None:
+    def __init__(
+        self, vae: SpectrogramVAE, options: SpectralVAEOptions, sounds: Sounds, seed: int = 0
+    ) -> None:
         self.vae, self.options, self.sounds = vae, options, sounds
         self.device = next(vae.parameters()).device
         bins = frame_channels(vae.spectrum) - SIDE_BANDS
@@ -90,8 +93,7 @@ class SpectralVAELearner(Learner):
 
     @torch.no_grad()
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        vae = networks["vae"]
-        assert isinstance(vae, SpectrogramVAE)
+        vae = cast(SpectrogramVAE, networks["vae"])
         audio = self.sounds.held_out(self.options.excerpt * vae.hop).to(self.device)
         losses = []
         for part in audio.split(self.options.batch):

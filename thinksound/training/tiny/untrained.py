@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer
 
 from ...checkpoints.checksums import seal
+from ...checkpoints.registry import weight_file
 from ...encoders import metaclip, t5
 from ...encoders.pretrained import TEXT_LENGTH
+from ...families.protocol import TRANSFORMER
+from ...families.tiny import SIZES, family
 from ...media.files import whole_file
-from ...models.mmdit import MMDiT
-from ...models.spectrogram_vae import build_vae
-from ...models.synchformer import Synchformer
 from ...presets import TINY
 from .vocabulary import train_clip_tokenizer, train_t5_tokenizer
 
 # As stored, so that the folder stays under 25 MB; loading casts.
 _STORED = {"mmdit.safetensors": torch.float16}
 _SEED = 0
+_MMDIT = SIZES[TINY.size].mmdit
 _T5_HEAD = 32  # width of one of its attention heads
 
 
@@ -48,9 +49,9 @@ def make_tiny(folder: Path) -> None:
     for name in ("metaclip", "t5"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):  # the names and shapes alone matter
-        networks = MMDiT(TINY.mmdit), build_vae(TINY.vae), Synchformer(TINY.synchformer)
-    for name, network in zip(("mmdit", "vae", "synchformer"), networks, strict=True):
-        _write_random(folder, f"{name}.safetensors", network)
+        networks = {name: family(TINY).create(name) for name in (TRANSFORMER, "vae", "synchformer")}
+    for name, network in networks.items():
+        _write_random(folder, Path(weight_file(TINY.weights[name]).path).name, network)
     _write_metaclip(folder)
     _write_t5(folder)
     seal(folder)
@@ -94,7 +95,7 @@ def _write_t5(folder: Path) -> None:
 
 
 def _clip_description(tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    width = TINY.mmdit.clip_text_dim
+    width = _MMDIT.clip_text_dim
     tower = {
         "hidden_size": width,
         "intermediate_size": 2 * width,
@@ -104,7 +105,7 @@ def _clip_description(tokenizer: CLIPTokenizer) -> dict[str, Any]:
     }
     return {
         "model_type": "clip",
-        "projection_dim": TINY.mmdit.clip_dim,
+        "projection_dim": _MMDIT.clip_dim,
         "text_config": tower
         | {
             "vocab_size": len(tokenizer),
@@ -118,7 +119,7 @@ def _clip_description(tokenizer: CLIPTokenizer) -> dict[str, Any]:
 
 
 def _t5_description(tokenizer: T5Tokenizer) -> dict[str, Any]:
-    width = TINY.mmdit.text_dim
+    width = _MMDIT.text_dim
     return {
         "model_type": "t5",
         "d_model": width,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thinksound.media.frames import clip_pixels, normalize_clip, normalize_sync, sync_pixels
+from thinksound.encoders.pixels import clip_pixels, normalize_clip, normalize_sync, sync_pixels
 
 SIZES = ["48x64", "90x320", "270x480", "480x270", "301x223", "real360x480", "720x1280"]
 

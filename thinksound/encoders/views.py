@@ -1,0 +1,35 @@
+"""What each visual encoder sees of a video: rate, pixels, and how many frames a duration gives.
+
+The counts are those of the published extractors (8 frames for the CLIP and 25 for Synchformer a second,
+both rounded down). Two things differ from upstream ThinkSound, on purpose: every feature that was
+extracted is given to the network (the original entry points cut or zero-pad to ``8 * int(d)`` and
+``24 * int(d)``), and a clip shorter than one segment of Synchformer still gets one. 9 s give 72 frames
+for the CLIP and 216 Synchformer features in both.
+"""
+
+from __future__ import annotations
+
+from ..media.views import View
+from ..models.synchformer import SYNC_FEATURES_PER_SEGMENT, SYNC_FPS, SYNC_SEGMENT, sync_segment_count
+from .pixels import IMAGE_SIZE, clip_pixels, sync_pixels
+
+CLIP_FPS = 8  # frames per second seen by MetaCLIP
+
+
+def clip_frame_count(duration_s: float) -> int:
+    """Frames for the CLIP in ``duration_s`` seconds."""
+    return max(1, int(CLIP_FPS * float(duration_s)))
+
+
+def sync_frame_count(duration_s: float) -> int:
+    """Frames for Synchformer in ``duration_s`` seconds, one whole segment at least."""
+    return max(SYNC_SEGMENT, int(SYNC_FPS * float(duration_s)))
+
+
+def sync_feature_count(duration_s: float) -> int:
+    """Synchformer features of ``duration_s`` seconds."""
+    return SYNC_FEATURES_PER_SEGMENT * sync_segment_count(sync_frame_count(duration_s))
+
+
+METACLIP_VIEW = View("clip", CLIP_FPS, clip_frame_count, clip_pixels, IMAGE_SIZE)
+SYNC_VIEW = View("sync", SYNC_FPS, sync_frame_count, sync_pixels, IMAGE_SIZE)

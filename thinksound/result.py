@@ -1,0 +1,70 @@
+"""What a request gives: the sound, everything on the way to it, and the files that it is saved to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from .families.protocol import Features
+from .media.audio import write_wav
+from .media.decode import DecodedVideo
+from .media.files import whole_file
+from .media.mux import mux
+from .request import as_path
+
+
+@dataclass(frozen=True)
+class Result:
+    """The sound of one video, and everything on the way to it."""
+
+    waveform: Tensor  # (channels, A) float32 as it was decoded, before normalisation
+    pcm: Tensor  # (channels, samples) int16, normalised, exactly as long as the picture
+    sample_rate: int  # Hz
+    seed: int
+    preset: str
+    video: DecodedVideo
+    features: Features
+    noise: Tensor  # (C, T)
+    latents: Tensor  # (C, T)
+    timings: dict[str, float]  # seconds per stage
+    metadata: dict[str, str]  # what the MP4 says about its making
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: Path | str) -> tuple[str, ...]:
+        """Write the video with its sound (``.mp4``), or the sound alone (``.wav``).
+
+        Returns:
+            Sentences the user should read, such as why the picture was encoded again.
+
+        Raises:
+            OutputError: the file cannot be written; nothing is left behind.
+        """
+        path = as_path("path", path, "where to write, .mp4 or .wav")
+        if path.suffix.lower() == ".wav":
+            write_wav(path, self.pcm, self.sample_rate)
+            return ()
+        muxed = mux(self.video, self.pcm, self.sample_rate, path, self.metadata)
+        encoded = () if muxed.copied else (f"the picture was encoded again as H.264: {muxed.reason}",)
+        return (*encoded, *muxed.notes)
+
+    def dump(self, path: Path | str) -> None:
+        """Write every intermediate to a safetensors file: how two versions are compared.
+
+        Frames are ``clip_frames`` and so on, by the names of the family's views, uint8 (N, H, W, 3);
+        features have the names of its conditions.
+
+        Raises:
+            OutputError: the file cannot be written; nothing is left behind.
+        """
+        tensors = {
+            **{f"{view}_frames": frames for view, frames in self.video.frames.items()},
+            **self.features,
+            "noise": self.noise,
+            "latents": self.latents,
+            "waveform": self.waveform,
+        }
+        with whole_file(as_path("path", path, "where to write")) as temporary:
+            temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
