@@ -48,8 +48,7 @@ def run_stage(folder: Path, stage: str, extent: recipe.Extent) -> None:
     torch.set_num_threads(1)
     name, *part = stage.split()
     try:
-        with joined("cpu") as process:
-            bars = Bars(quiet=process.rank > 0)
+        with joined("cpu") as process, Bars(quiet=process.rank > 0) as bars:
             getattr(recipe, name)(folder, *map(int, part), extent=extent, progress=bars)
     except ThinkSoundError as error:
         sys.exit(f"train-tiny: error: {error}")

@@ -21,6 +21,7 @@ from typing import Literal, get_type_hints
 
 from ..errors import WeightsError
 from ..json_files import read_object
+from ..request import Progress
 from .locate import present_files
 from .registry import repository_weights_dir
 
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 TABLE = "checksums.json"
 BUNDLED = "tiny"
-
-Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..request import Progress
 from . import checksums
-from .checksums import Progress, file_sha256
+from .checksums import file_sha256
 from .load import NAMES, OWN, Fold, NamedTensors
 from .locate import check_weights_dir, describe_missing, files_of, is_complete, published_path, weight_paths
 from .registry import weight_file

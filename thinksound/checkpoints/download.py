@@ -20,8 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import WeightsError
+from ..request import Progress
 from . import cache, checksums, hub
-from .checksums import Progress, file_sha256
+from .checksums import file_sha256
 from .hub import WeakFileLock, constants
 from .locate import describe_missing, missing
 from .registry import WeightFile

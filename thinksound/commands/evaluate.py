@@ -123,14 +123,11 @@ def run_made(arguments: argparse.Namespace) -> None:
 
     from ..pipeline import load
 
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         pipeline = load(
             arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
         )
         table = evaluate_made(pipeline, judges, arguments.output, options, bars)
-    finally:
-        bars.close()
     print(table.read_text(encoding="utf-8"), end="")
     if not arguments.quiet:
         print(table, file=sys.stderr)
@@ -142,11 +139,8 @@ def run_judges(arguments: argparse.Namespace) -> None:
     from ..evaluation.made.judges import FOLDER
 
     weights: Path = arguments.weights if arguments.weights is not None else default_weights_dir()
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         record = train_judges(weights / FOLDER, progress=bars)
-    finally:
-        bars.close()
     for split in ("standard", "hard"):
         print(f"{split:<9} " + "  ".join(f"{name} {value:.3f}" for name, value in record[split].items()))
     print(weights / FOLDER)

@@ -100,14 +100,11 @@ def run(arguments: argparse.Namespace) -> None:
     metrics = choose_metrics(wanted, clips)
     device = torch.device(one_device(detect_machine(), arguments.device))
     weights_dir = arguments.weights if arguments.weights is not None else default_weights_dir()
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         _complete(weights_dir, network_keys(metrics), arguments.download, bars)
         with memory_errors("--device cpu, or a GPU with more memory"):
             networks = load_networks(weights_dir, metrics, device, bars)
             evaluation = evaluate_clips(clips, metrics, networks, bars)
-    finally:
-        bars.close()
     write_results(arguments.output, evaluation, unpaired)
     if not arguments.quiet:
         _report(evaluation, [*unpaired, *evaluation.skipped], arguments.output)

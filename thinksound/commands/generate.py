@@ -205,24 +205,18 @@ def _check_outputs(arguments: argparse.Namespace, folder: Path | None, video: st
 def _load(arguments: argparse.Namespace) -> Pipeline:
     from ..pipeline import load
 
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         return load(
             arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
         )
-    finally:
-        bars.close()
 
 
 def _generate(
     arguments: argparse.Namespace, pipeline: Pipeline, options: Options, folder: Path | None, video: str
 ) -> None:
     say = _silent if arguments.quiet else _say
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         result = pipeline(video, arguments.caption, arguments.cot, options, bars)
-    finally:
-        bars.close()
     if arguments.dump is not None:
         result.dump(arguments.dump)
     if arguments.audio is not None:

@@ -50,15 +50,14 @@ def run(arguments: argparse.Namespace) -> None:
     make_folder(arguments.output)
     write_captions(arguments.output, {})  # where it cannot be written, that is said before the work
     scenes: dict[str, Scene] = {}
-    bars = Bars(arguments.quiet)
     try:
-        for done, seed in enumerate(range(first, first + count)):
-            bars("clips", done, count)
-            scene = make_scene(arguments.split, seed)
-            video, _, _ = write_clip(scene, arguments.output, f"{arguments.split}-{seed:06d}")
-            scenes[video.name] = scene
-        bars("clips", count, count)
+        with Bars(arguments.quiet) as bars:
+            for done, seed in enumerate(range(first, first + count)):
+                bars("clips", done, count)
+                scene = make_scene(arguments.split, seed)
+                video, _, _ = write_clip(scene, arguments.output, f"{arguments.split}-{seed:06d}")
+                scenes[video.name] = scene
+            bars("clips", count, count)
     finally:
-        bars.close()
         write_captions(arguments.output, scenes)
     print(arguments.output)

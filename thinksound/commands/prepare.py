@@ -100,8 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..data.prepare import SKIPPED, prepare_clips
     from ..pipeline import load
 
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         pipeline = load(
             arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
         )
@@ -115,8 +114,6 @@ def run(arguments: argparse.Namespace) -> None:
             workers=arguments.workers,
             progress=bars,
         )
-    finally:
-        bars.close()
     if not arguments.quiet:
         if prepared.skipped:
             print(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from ..request import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -20,7 +22,7 @@ STAGES = {
 }
 
 
-def tenths(report: Callable[[str, int, int], object]) -> Callable[[str, int, int], None]:
+def tenths(report: Callable[[str, int, int], object]) -> Progress:
     """Pass progress on, at most ten times per stage: for logs."""
     reached: dict[str, int] = {}
 
@@ -40,7 +42,10 @@ def _line(stage: str, done: int, total: int) -> None:
 
 
 class Bars:
-    """One progress bar per stage on standard error; a line for each tenth where that is no terminal."""
+    """One progress bar per stage on standard error; a line for each tenth where that is no terminal.
+
+    ``with Bars(quiet) as bars`` closes the bars at the end, whatever happens.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -70,6 +75,9 @@ class Bars:
         if stage in self._bars:
             self._bars[stage].set_postfix_str(text)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         for bar in self._bars.values():
             bar.close()

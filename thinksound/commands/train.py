@@ -317,7 +317,7 @@ def _run_dit(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
     )
     with _Report(arguments.quiet, arguments.steps) as report:
-        train_dit(run, report.progress, report.row)
+        train_dit(run, report, report.row)
     report.done(arguments.output)
 
 
@@ -344,7 +344,7 @@ def _run_vae(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
     )
     with _Report(arguments.quiet, arguments.steps) as report:
-        train_vae(run, report.progress, report.row)
+        train_vae(run, report, report.row)
     report.done(arguments.output)
 
 
@@ -402,35 +402,25 @@ def _say_written(written: Sequence[str]) -> None:
     print(path)
 
 
-class _Report:
-    """How a run goes: a bar on a terminal, lines elsewhere; one process speaks."""
+class _Report(Bars):
+    """Progress of a run and rows of its log; of several processes, the first one alone writes."""
 
     def __init__(self, quiet: bool, steps: int) -> None:
         self._speaks = os.environ.get("RANK", "0") == "0"
-        self._quiet = quiet or not self._speaks
+        super().__init__(quiet or not self._speaks)
         self._steps = steps
-        self._bars = Bars(self._quiet)
         self._latest: dict[str, str] = {}
-
-    def __enter__(self) -> _Report:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.close()
 
     def done(self, folder: Path) -> None:
         if self._speaks:
             print(folder)
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        self._bars(stage, done, total)
 
     def row(self, step: int, kind: str, row: Mapping[str, float]) -> None:
         prefix = "" if kind == "train" else f"{kind} "
         shown = {prefix + name.replace("_", " "): f"{value:.4g}" for name, value in row.items()}
         if sys.stderr.isatty():
             self._latest |= shown
-            self._bars.note("train", ", ".join(f"{name} {value}" for name, value in self._latest.items()))
+            self.note("train", ", ".join(f"{name} {value}" for name, value in self._latest.items()))
         elif not self._quiet:
             line = "  ".join(f"{name} {value}" for name, value in shown.items())
             print(f"step {step}/{self._steps}  {line}", file=sys.stderr)

@@ -47,11 +47,8 @@ def _download(arguments: argparse.Namespace) -> None:
     from ..checkpoints.download import download
 
     folder = weights_dir(arguments)
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         download(folder, PRESETS[arguments.preset].weights.values(), bars)
-    finally:
-        bars.close()
     if not arguments.quiet:
         print(f"{arguments.preset}: complete in {folder}")
 
@@ -59,11 +56,8 @@ def _download(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from ..checkpoints.checksums import verify
 
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         rows = verify(weights_dir(arguments), accept=arguments.accept, progress=bars)
-    finally:
-        bars.close()
     for row in rows:
         print(f"{row.status:<9} {row.sha256}  {row.size:>14,}  {row.path}")
     changed = [str(row.path) for row in rows if row.status == "changed"]
@@ -85,11 +79,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         network.key: getattr(torch, "float32" if network.always_float32 else arguments.dtype)
         for network in networks
     }
-    bars = Bars(arguments.quiet)
-    try:
+    with Bars(arguments.quiet) as bars:
         rows = convert(weights_dir(arguments), list(dtypes), dtypes, contents_of, bars)
-    finally:
-        bars.close()
     for row in rows:
         print(row)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, OutputError
 from ..media.files import whole_file
-from ..request import MAX_SEED
+from ..request import MAX_SEED, Progress
 from .log import RunLog
 from .processes import (
     average_over_processes,
@@ -39,8 +39,6 @@ CHECKPOINT = "checkpoint.pt"
 Network = TypeVar("Network", bound=nn.Module)
 SAMPLES = "samples"
 
-# Called as progress(stage, done, total) while training runs.
-Progress = Callable[[str, int, int], None]
 # Called as report(step, kind, row) with what is logged.
 Report = Callable[[int, str, Mapping[str, float]], None]
 # Writes something made with the networks, averaged where they are averaged, into a folder.

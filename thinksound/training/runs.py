@@ -25,10 +25,11 @@ from ..families.protocol import TRANSFORMER, Family
 from ..media.files import make_folder
 from ..models.flow import FlowTransformer
 from ..presets import Preset, get_preset
+from ..request import Progress
 from ..runtime.placement import detect_machine, memory_errors
 from .flow import FlowLearner, FlowOptions, initialise_flow, recompute_blocks
 from .log import check_tensorboard
-from .loop import LoopOptions, Progress, Report, Trainer, check_least, trainable
+from .loop import LoopOptions, Report, Trainer, check_least, trainable
 from .lora import Adapter, LoRAOptions, check_peft
 from .processes import Process, joined
 from .record import declare_run

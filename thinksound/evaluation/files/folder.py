@@ -7,7 +7,7 @@ the other cannot have. One clip is in memory at a time, beside the embeddings of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from ...media.soundtrack import Soundtrack, read_sound
 from ...models.synchformer_audio import OffsetConfig
 from ...models.synchformer_offset import SynchformerOffset
 from ...rates import MAX_DURATION_S, MIN_DURATION_S
+from ...request import Progress
 from .clap import Clap, load_clap
 from .desync import RATE, predict_offsets
 from .distribution import inception_score, kl_divergence
@@ -42,7 +43,6 @@ _UNEVEN_S = 0.5  # difference in length of a pair that is worth a note
 _GENERATED, _REFERENCE = 0, 1
 
 Numbers = dict[str, Any]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

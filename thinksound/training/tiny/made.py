@@ -17,12 +17,12 @@ from ...data.sounds import draw_excerpt
 from ...encoders.views import METACLIP_VIEW, SYNC_VIEW
 from ...errors import OutputError
 from ...media.files import whole_file
+from ...request import Progress
 from ...synthetic.make import CLIP_S, make_scene
 from ...synthetic.seeds import STEERING, TRAINING
 from ...synthetic.sound import synthesise
 from ...synthetic.stream import scene_frames
 from ...synthetic.texts import describe
-from ..loop import Progress
 from .encoders import Films, sound_targets
 
 HELD_OUT_SOUNDS = 64

@@ -30,9 +30,10 @@ from ...models.motion import MotionEncoder
 from ...models.spectrogram_vae import SpectrogramVAE
 from ...pipeline import load
 from ...presets import TINY
+from ...request import Progress
 from ...synthetic.make import CLIP_S
 from ..flow import FlowLearner, FlowOptions, initialise_flow
-from ..loop import CHECKPOINT, Learner, LoopOptions, Progress, Trainer, read_checkpoint, trainable
+from ..loop import CHECKPOINT, Learner, LoopOptions, Trainer, read_checkpoint, trainable
 from ..processes import own_rank
 from ..record import declare_run
 from ..vae import latent_deviation
