@@ -18,8 +18,7 @@ from thinksound.evaluation.made.plot import plot_sound
 from thinksound.media.files import make_folder
 from thinksound.synthetic.clips import write_clip
 from thinksound.synthetic.make import make_scene
-from thinksound.synthetic.scene import SPLITS
-from thinksound.synthetic.seeds import MEASURED
+from thinksound.synthetic.seeds import MEASURED, SPLITS
 from thinksound.synthetic.sound import synthesise
 from thinksound.synthetic.texts import describe
 

@@ -388,7 +388,7 @@ def test_materials_that_do_not_fit_are_refused():
     ("arguments", "message"),
     [
         (("soft", 0), "split 'soft': use standard or hard"),
-        (("hard", -1), "seed -1: use 0 to 4294967295"),
+        (("hard", -1), "seed -1 is out of range; give a whole number from 0 to 4294967295"),
         (("hard", 0, 1.0), "duration 1 s: use 2 to 30 s"),
         (("hard", 0, float("nan")), "duration nan s"),
     ],

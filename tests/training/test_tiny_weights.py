@@ -25,8 +25,7 @@ from thinksound.models.spectrogram_vae import SpectrogramVAE
 from thinksound.presets import TINY
 from thinksound.sampling.noise import draw_noise
 from thinksound.synthetic.make import make_scene
-from thinksound.synthetic.scene import SPLITS
-from thinksound.synthetic.seeds import MEASURED
+from thinksound.synthetic.seeds import MEASURED, SPLITS
 from thinksound.synthetic.texts import describe
 from thinksound.training.tiny.untrained import make_tiny
 

@@ -280,5 +280,5 @@ def test_a_checkpoint_that_finds_no_room_is_told_and_the_old_one_stays(tmp_path)
 
 
 def test_a_seed_that_is_too_large_is_refused():
-    with pytest.raises(InputError, match="seed 4294967296: give 0 to 4294967295"):
+    with pytest.raises(InputError, match="seed 4294967296 is out of range; give a whole number from 0 to"):
         options(1, seed=2**32)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..evaluation.made.rows import table_rows
 from ..request import CFG_SCALE, STEPS
+from ..synthetic.seeds import SPLITS
 from . import evaluate_folder
 from .arguments import add_model, add_weights_dir, part, whole, within
 from .progress import Bars
@@ -49,7 +50,7 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     parser.add_argument(
         "--split",
-        choices=("standard", "hard"),
+        choices=SPLITS,
         action="append",
         help="one source, or two with distractions; may be given twice (default: both)",
     )
@@ -108,7 +109,7 @@ def run_made(arguments: argparse.Namespace) -> None:
     from ..evaluation.made.judges import judges_folder, load_judges
 
     options = EvaluationOptions(
-        splits=tuple(arguments.split or ("standard", "hard")),
+        splits=tuple(arguments.split or SPLITS),
         count=arguments.count,
         rows=None if arguments.rows is None else tuple(arguments.rows),
         cfg_scale=arguments.cfg_scale,
@@ -141,7 +142,7 @@ def run_judges(arguments: argparse.Namespace) -> None:
     weights: Path = arguments.weights if arguments.weights is not None else default_weights_dir()
     with Bars(arguments.quiet) as bars:
         record = train_judges(weights / FOLDER, progress=bars)
-    for split in ("standard", "hard"):
+    for split in SPLITS:
         print(f"{split:<9} " + "  ".join(f"{name} {value:.3f}" for name, value in record[split].items()))
     print(weights / FOLDER)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, ThinkSoundError, printable
 from ..presets import PRESETS
-from ..request import CFG_SCALE, DURATION, SEED, STEPS
+from ..request import CFG_SCALE, DURATION, MAX_SEED, SEED, STEPS
 from .arguments import add_model, as_typed, within
 from .progress import Bars
 
@@ -76,7 +76,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         f"(default: {', '.join(f'{preset.name} {preset.steps}' for preset in PRESETS.values())})",
     )
     sound.add_argument(
-        "--seed", type=within(SEED), metavar="N", help="0 to 4294967295; the same seed gives the same sound"
+        "--seed",
+        type=within(SEED),
+        metavar="N",
+        help=f"0 to {MAX_SEED}; the same seed gives the same sound",
     )
     add_model(parser)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..request import MAX_SEED
+from ..synthetic.seeds import SPLITS
 from .arguments import whole
 from .progress import Bars
 
@@ -25,9 +27,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run, interrupted="the files that are there are whole")
     parser.add_argument(
         "--split",
-        choices=("standard", "hard"),
-        default="standard",
-        help="standard: one source; hard: two, with distractions (default: standard)",
+        choices=SPLITS,
+        default=SPLITS[0],
+        help="standard: one source; hard: two, with distractions (default: %(default)s)",
     )
     parser.add_argument("--count", type=whole, default=10, metavar="N", help="clips to make (default: 10)")
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the first clip (default: 0)")
@@ -40,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> None:
     from ..media.files import make_folder
     from ..synthetic.clips import write_captions, write_clip
-    from ..synthetic.make import MAX_SEED, make_scene
+    from ..synthetic.make import make_scene
 
     first, count = arguments.seed, arguments.count
     if count < 1:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
+from ..request import MAX_SEED
+from ..synthetic.seeds import SPLITS
 from .arguments import add_model, number, part, whole
 from .progress import Bars
 
@@ -42,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         metavar="SPLIT:FIRST:COUNT",
-        help="made clips (standard or hard) of COUNT seeds from FIRST on; may be given several times",
+        help=f"made clips ({' or '.join(SPLITS)}) of COUNT seeds from FIRST on; may be given several times",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder, made if missing"
@@ -133,11 +135,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _made(text: str) -> tuple[str, int, int]:
     parts = text.split(":")
-    if len(parts) == 3 and parts[0] in ("standard", "hard") and parts[1].isdecimal() and parts[2].isdecimal():
+    if len(parts) == 3 and parts[0] in SPLITS and parts[1].isdecimal() and parts[2].isdecimal():
         split, first, count = parts[0], int(parts[1]), int(parts[2])
-        if count and first + count <= 2**32:
+        if count and first + count - 1 <= MAX_SEED:
             return split, first, count
     raise argparse.ArgumentTypeError(
-        f"{text!r} is not SPLIT:FIRST:COUNT, such as standard:1000000:500; splits are standard and hard, "
-        "seeds 0 to 4294967295"
+        f"{text!r} is not SPLIT:FIRST:COUNT, such as standard:1000000:500; "
+        f"splits are {' and '.join(SPLITS)}, seeds 0 to {MAX_SEED}"
     )

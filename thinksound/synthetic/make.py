@@ -7,12 +7,12 @@ import colorsys
 import numpy as np
 
 from ..errors import InputError
+from ..request import SEED
 from .kinds import ENGINE_HZ, KINDS
 from .materials import MATERIALS, Color
 from .scene import (
     CURVE_HZ,
     MIN_GAP_S,
-    SPLITS,
     Background,
     Curve,
     Distractor,
@@ -23,9 +23,9 @@ from .scene import (
     Source,
     pan_of,
 )
+from .seeds import SPLITS
 
 MIN_DURATION_S, MAX_DURATION_S = 2.0, 30.0
-MAX_SEED = 2**32 - 1
 _FPS = (12, 15, 20, 24, 25, 30, 50, 60)
 _SIZES = ((160, 120), (192, 192), (256, 144), (240, 180), (180, 240), (320, 180), (320, 240))
 _ROOMS = (
@@ -55,8 +55,7 @@ def make_scene(split: str, seed: int, duration_s: float = CLIP_S) -> Scene:
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: use {' or '.join(SPLITS)}")
-    if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed {seed}: use 0 to {MAX_SEED}")
+    seed = SEED.check("seed", seed)
     if not MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
         raise InputError(f"duration {duration_s:g} s: use {MIN_DURATION_S:g} to {MAX_DURATION_S:g} s")
     rng = np.random.default_rng([SPLITS.index(split), seed])

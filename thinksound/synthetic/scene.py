@@ -11,7 +11,6 @@ from .materials import Color
 
 FloatArray = NDArray[np.float64]
 
-SPLITS = ("standard", "hard")
 CURVE_HZ = 50  # samples of a curve per second
 MIN_GAP_S = 0.16  # between two onsets of one source
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, OutputError
 from ..media.files import whole_file
-from ..request import MAX_SEED, Progress
+from ..request import SEED, Progress
 from .log import RunLog
 from .processes import (
     average_over_processes,
@@ -85,9 +85,8 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         check_least(self, 1, "steps", "log_every", "validate_every", "save_every")
-        check_least(self, 0, "seed", "warmup", "sample_every")
-        if self.seed > MAX_SEED:
-            raise InputError(f"seed {self.seed}: give 0 to {MAX_SEED}", option="seed")
+        check_least(self, 0, "warmup", "sample_every")
+        SEED.check("seed", self.seed)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay {self.ema_decay}: give 0 to less than 1", option="ema_decay")
         if not 0 <= self.final_rate <= 1:

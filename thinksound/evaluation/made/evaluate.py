@@ -23,8 +23,7 @@ from ...pipeline import Pipeline
 from ...request import CFG_SCALE, STEPS, Progress
 from ...runtime.placement import memory_errors
 from ...synthetic.make import CLIP_S
-from ...synthetic.scene import SPLITS
-from ...synthetic.seeds import MEASURED
+from ...synthetic.seeds import MEASURED, SPLITS
 from .examples import write_examples
 from .judges import Judges
 from .results import Results

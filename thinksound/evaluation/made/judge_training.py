@@ -18,8 +18,8 @@ from ...media.files import make_folder, whole_file
 from ...request import Progress
 from ...synthetic.kinds import KINDS
 from ...synthetic.make import CLIP_S, make_scene
-from ...synthetic.scene import SPLITS, Scene
-from ...synthetic.seeds import JUDGES
+from ...synthetic.scene import Scene
+from ...synthetic.seeds import JUDGES, SPLITS
 from ...synthetic.sound import synthesise
 from ...training.loop import seeded
 from .judges import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...media.files import make_folder, whole_file
-from ...synthetic.scene import SPLITS
+from ...synthetic.seeds import SPLITS
 from .rows import Row
 from .scores import ClipScores, summarise
 from .table import markdown_table

@@ -19,8 +19,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from ...synthetic.make import make_scene
-from ...synthetic.scene import SPLITS
-from ...synthetic.seeds import TRAINING
+from ...synthetic.seeds import SPLITS, TRAINING
 from ...synthetic.texts import describe
 
 CLIP_MERGES = 1024
