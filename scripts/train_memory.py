@@ -19,7 +19,8 @@ from thinksound.families.protocol import TRANSFORMER
 from thinksound.models.flow import FlowTransformer
 from thinksound.presets import LIGHT
 from thinksound.training.flow import recompute_blocks
-from thinksound.training.lora import TARGETS, LoRAOptions
+from thinksound.training.lora import TARGETS
+from thinksound.training.options import LoRAOptions
 
 FAMILY = family_of(LIGHT)
 DURATION_S = FAMILY.trained_duration_s

@@ -22,8 +22,9 @@ from thinksound.data.prepare import prepare_clips
 from thinksound.data.shards import PreparedClips
 from thinksound.data.sources import made_sources
 from thinksound.errors import InputError
-from thinksound.evaluation.made.evaluate import EvaluationOptions, evaluate_made
+from thinksound.evaluation.made.evaluate import evaluate_made
 from thinksound.evaluation.made.judges import FOLDER, load_judges
+from thinksound.evaluation.made.options import EvaluationOptions
 from thinksound.evaluation.made.rows import Recipe, choose, table_rows
 from thinksound.evaluation.made.sounds import Sounds
 from thinksound.evaluation.made.spectra import RATE

@@ -17,7 +17,6 @@ from thinksound.presets import LIGHT, TINY
 from thinksound.sampling.solvers import euler, flow_times
 from thinksound.training.flow import (
     FlowLearner,
-    FlowOptions,
     draw_dropped,
     draw_times,
     epoch_order,
@@ -26,7 +25,8 @@ from thinksound.training.flow import (
     noisy,
     recompute_blocks,
 )
-from thinksound.training.loop import LoopOptions, Trainer, Update, step_generator
+from thinksound.training.loop import Trainer, Update, step_generator
+from thinksound.training.options import FlowOptions, LoopOptions
 
 pytestmark = pytest.mark.slow
 
@@ -219,7 +219,7 @@ def test_validation_is_the_same_every_time(clips):
 
 def test_products_in_bfloat16_stay_close_and_leave_weights_in_float32(clips):
     whole = weights_after_one_step(clips, FlowOptions(batch=2))
-    half = weights_after_one_step(clips, FlowOptions(batch=2, dtype=torch.bfloat16))
+    half = weights_after_one_step(clips, FlowOptions(batch=2, dtype="bfloat16"))
     assert half.dtype == torch.float32
     assert not torch.equal(half, whole)
     # AdamW's first step has the size of the learning rate, whichever way it goes.

@@ -15,15 +15,8 @@ from torch import Tensor, nn
 
 from thinksound.errors import InputError
 from thinksound.training.log import LOG, check_tensorboard
-from thinksound.training.loop import (
-    CHECKPOINT,
-    Learner,
-    LoopOptions,
-    Trainer,
-    Update,
-    read_checkpoint,
-    step_generator,
-)
+from thinksound.training.loop import CHECKPOINT, Learner, Trainer, Update, read_checkpoint, step_generator
+from thinksound.training.options import LoopOptions
 from thinksound.training.record import RUN, declare_run, read_run
 
 pytestmark = pytest.mark.slow

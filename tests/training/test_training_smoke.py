@@ -28,9 +28,10 @@ from thinksound.pipeline import Pipeline, load
 from thinksound.presets import TINY
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.seeds import STEERING, TRAINING
-from thinksound.training.flow import FlowOptions, given_features
-from thinksound.training.loop import CHECKPOINT, LoopOptions, read_checkpoint
-from thinksound.training.runs import DiTRun, Start, train_dit
+from thinksound.training.flow import given_features
+from thinksound.training.loop import CHECKPOINT, read_checkpoint
+from thinksound.training.options import DiTRun, FlowOptions, LoopOptions, Start
+from thinksound.training.runs import train_dit
 
 pytestmark = pytest.mark.slow
 

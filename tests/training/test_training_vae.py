@@ -15,7 +15,8 @@ from thinksound.data.sounds import FolderSounds, draw_excerpt
 from thinksound.errors import InputError
 from thinksound.models.oobleck import AudioVAE, OobleckConfig
 from thinksound.models.spectrogram_vae import SpectrogramVAE, SpectrogramVAEConfig
-from thinksound.training.loop import LoopOptions, Trainer, Update, step_generator
+from thinksound.training.loop import Trainer, Update, step_generator
+from thinksound.training.options import LoopOptions
 from thinksound.training.spectral import Discriminator, discriminator_loss, spectral_loss
 from thinksound.training.tiny.spectral_vae import (
     SpectralVAELearner,

@@ -23,6 +23,11 @@ from .registry import (
 )
 
 
+def weights_folder(given: Path | None) -> Path:
+    """``given``, or the usual folder of weight files (`registry.default_weights_dir`) where it is None."""
+    return given if given is not None else default_weights_dir()
+
+
 def check_weights_dir(weights_dir: Path, may_be_absent: bool = False) -> None:
     """Raise `WeightsError` unless ``weights_dir`` is a folder."""
     if weights_dir.is_file():

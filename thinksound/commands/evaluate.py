@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
+from ..evaluation.made.options import EvaluationOptions
 from ..evaluation.made.rows import table_rows
 from ..request import CFG_SCALE, STEPS
 from ..synthetic.seeds import SPLITS
@@ -55,7 +56,11 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="one source, or two with distractions; may be given twice (default: both)",
     )
     parser.add_argument(
-        "--count", type=whole, default=240, metavar="N", help="clips of each split (default: 240)"
+        "--count",
+        type=whole,
+        default=EvaluationOptions.count,
+        metavar="N",
+        help="clips of each split (default: %(default)s)",
     )
     parser.add_argument(
         "--rows",
@@ -67,15 +72,23 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--cfg-scale", type=within(CFG_SCALE), metavar="X", help="guidance, 1 to 20 (default: as the preset)"
     )
     parser.add_argument(
-        "--steps", type=within(STEPS), default=24, metavar="N", help="sampling steps, 1 to 100 (default: 24)"
+        "--steps",
+        type=within(STEPS),
+        default=EvaluationOptions.steps,
+        metavar="N",
+        help=f"sampling steps, {STEPS.low:g} to {STEPS.high:g} (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch", type=whole, default=16, metavar="N", help="clips that are sampled together (default: 16)"
+        "--batch",
+        type=whole,
+        default=EvaluationOptions.batch,
+        metavar="N",
+        help="clips that are sampled together (default: %(default)s)",
     )
     parser.add_argument(
         "--part",
         type=part,
-        default=(1, 1),
+        default=EvaluationOptions.part,
         metavar="I/N",
         help="make the I-th of N shares of the rows, for several processes on one folder; on a CPU with "
         "OMP_NUM_THREADS=1 each",
@@ -83,7 +96,7 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--examples",
         type=whole,
-        default=0,
+        default=EvaluationOptions.examples,
         metavar="N",
         help="also write the N best and the N worst generated clips of each split, beside the truth",
     )
@@ -105,19 +118,10 @@ def _add_judges(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_made(arguments: argparse.Namespace) -> None:
     # What can be wrong in a moment is looked at before the networks are loaded.
-    from ..evaluation.made.evaluate import EvaluationOptions, evaluate_made
+    from ..evaluation.made.evaluate import evaluate_made
     from ..evaluation.made.judges import judges_folder, load_judges
 
-    options = EvaluationOptions(
-        splits=tuple(arguments.split or SPLITS),
-        count=arguments.count,
-        rows=None if arguments.rows is None else tuple(arguments.rows),
-        cfg_scale=arguments.cfg_scale,
-        steps=arguments.steps,
-        batch=arguments.batch,
-        part=arguments.part,
-        examples=arguments.examples,
-    )
+    options = evaluation_options(arguments)
     if options.examples:
         _need_matplotlib()
     judges = load_judges(judges_folder(arguments.weights))
@@ -134,17 +138,31 @@ def run_made(arguments: argparse.Namespace) -> None:
         print(table, file=sys.stderr)
 
 
+def evaluation_options(arguments: argparse.Namespace) -> EvaluationOptions:
+    """What the arguments of ``evaluate made`` ask for."""
+    return EvaluationOptions(
+        splits=tuple(arguments.split or SPLITS),
+        count=arguments.count,
+        rows=None if arguments.rows is None else tuple(arguments.rows),
+        cfg_scale=arguments.cfg_scale,
+        steps=arguments.steps,
+        batch=arguments.batch,
+        part=arguments.part,
+        examples=arguments.examples,
+    )
+
+
 def run_judges(arguments: argparse.Namespace) -> None:
-    from ..checkpoints.registry import default_weights_dir
+    from ..checkpoints.locate import weights_folder
     from ..evaluation.made.judge_training import train_judges
     from ..evaluation.made.judges import FOLDER
 
-    weights: Path = arguments.weights if arguments.weights is not None else default_weights_dir()
+    folder = weights_folder(arguments.weights) / FOLDER
     with Bars(arguments.quiet) as bars:
-        record = train_judges(weights / FOLDER, progress=bars)
+        record = train_judges(folder, progress=bars)
     for split in SPLITS:
         print(f"{split:<9} " + "  ".join(f"{name} {value:.3f}" for name, value in record[split].items()))
-    print(weights / FOLDER)
+    print(folder)
 
 
 def _need_matplotlib() -> None:

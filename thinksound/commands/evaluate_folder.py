@@ -77,7 +77,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from ..checkpoints.registry import default_weights_dir
+    from ..checkpoints.locate import weights_folder
     from ..evaluation.files.folder import (
         choose_metrics,
         evaluate_clips,
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         wanted = [name.strip() for name in wanted.split(",") if name.strip()]
     metrics = choose_metrics(wanted, clips)
     device = torch.device(one_device(detect_machine(), arguments.device))
-    weights_dir = arguments.weights if arguments.weights is not None else default_weights_dir()
+    weights_dir = weights_folder(arguments.weights)
     with Bars(arguments.quiet) as bars:
         _complete(weights_dir, network_keys(metrics), arguments.download, bars)
         with memory_errors("--device cpu, or a GPU with more memory"):

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from .. import __version__
+from ..checkpoints.locate import weights_folder
 from ..errors import printable
 from ..presets import PRESETS
 from .arguments import add_weights_dir
-from .weights import weight_lines, weights_dir
+from .weights import weight_lines
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.video is not None:
         _describe_video(arguments.video)
     else:
-        _describe_installation(weights_dir(arguments))
+        _describe_installation(weights_folder(arguments.weights))
 
 
 def _describe_video(video: str) -> None:

@@ -7,14 +7,21 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..presets import DEFAULT_PRESET, PRESETS
+from ..training.options import (
+    DTYPES,
+    LORA_LEARNING_RATE,
+    START_PRESET,
+    DiTRun,
+    FlowOptions,
+    LoopOptions,
+    LoRAOptions,
+    Start,
+    VAERun,
+)
 from .arguments import add_weights_dir, number, whole
 from .progress import Bars
-
-if TYPE_CHECKING:
-    from ..training.loop import LoopOptions
 
 _RESUME = "the last checkpoint is whole, and the same command goes on from it"
 _EXAMPLES = """\
@@ -57,58 +64,87 @@ def _add_dit(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     recipe.add_argument(
         "--batch",
         type=whole,
-        default=8,
+        default=FlowOptions.batch,
         metavar="N",
-        help="clips of a step, all devices together (default: 8)",
+        help="clips of a step, all devices together (default: %(default)s)",
     )
     recipe.add_argument(
-        "--learning-rate", type=number, metavar="X", help="of AdamW (default: 5e-5; with --lora 2e-4)"
+        "--learning-rate",
+        type=number,
+        metavar="X",
+        help=f"of AdamW (default: {FlowOptions.learning_rate:g}; with --lora {LORA_LEARNING_RATE:g})",
     )
     recipe.add_argument(
-        "--betas", type=number, nargs=2, default=(0.9, 0.95), metavar="X", help="of AdamW (default: 0.9 0.95)"
+        "--betas",
+        type=number,
+        nargs=2,
+        default=FlowOptions.betas,
+        metavar="X",
+        help=f"of AdamW (default: {FlowOptions.betas[0]} {FlowOptions.betas[1]})",
     )
-    recipe.add_argument("--weight-decay", type=number, default=1e-4, metavar="X", help="(default: 1e-4)")
+    recipe.add_argument(
+        "--weight-decay",
+        type=number,
+        default=FlowOptions.weight_decay,
+        metavar="X",
+        help="of AdamW (default: %(default)g)",
+    )
     _add_schedule(recipe)
     recipe.add_argument(
         "--drop-one",
         type=number,
-        default=0.2,
+        default=FlowOptions.drop_one,
         metavar="X",
         help="chance of each of pictures, synchronisation, caption and chain of thought to be left out of a "
-        "clip (default: 0.2)",
+        "clip (default: %(default)g)",
     )
     recipe.add_argument(
         "--drop-all",
         type=number,
-        default=0.1,
+        default=FlowOptions.drop_all,
         metavar="X",
-        help="chance of all to be left out, which guidance needs (default: 0.1)",
+        help="chance of all to be left out, which guidance needs (default: %(default)g)",
     )
     lora = parser.add_argument_group("LoRA", "fine-tune small added matrices instead of all weights")
     lora.add_argument("--lora", action="store_true", help="needs the package peft; see `train export`")
-    lora.add_argument("--rank", type=whole, default=16, metavar="N", help="of the matrices (default: 16)")
     lora.add_argument(
-        "--alpha", type=whole, default=16, metavar="N", help="they count alpha / rank times (default: 16)"
+        "--rank",
+        type=whole,
+        default=LoRAOptions.rank,
+        metavar="N",
+        help="of the matrices (default: %(default)s)",
+    )
+    lora.add_argument(
+        "--alpha",
+        type=whole,
+        default=LoRAOptions.alpha,
+        metavar="N",
+        help="they count alpha / rank times (default: %(default)s)",
     )
     _add_run(parser)
     output = parser.add_argument_group("samples")
     output.add_argument(
         "--sample-every",
         type=whole,
-        default=0,
+        default=LoopOptions.sample_every,
         metavar="N",
         help="steps between WAV files of a few clips in RUN/samples (default: none)",
     )
     output.add_argument(
-        "--samples", type=whole, default=4, metavar="N", help="clips of each time (default: 4)"
+        "--samples",
+        type=whole,
+        default=DiTRun.samples,
+        metavar="N",
+        help="clips of each time (default: %(default)s)",
     )
     machine = _add_machine(parser)
     machine.add_argument(
         "--parts",
         type=whole,
-        default=1,
+        default=FlowOptions.parts,
         metavar="N",
-        help="compute a device's share of a step in N parts: less memory, the same result (default: 1)",
+        help="compute a device's share of a step in N parts: less memory, the same result "
+        "(default: %(default)s)",
     )
     machine.add_argument(
         "--recompute",
@@ -208,40 +244,53 @@ def _add_preset(start: argparse._ActionsContainer) -> None:
     start.add_argument(
         "--from",
         dest="source",
-        default="preset",
+        default=START_PRESET,
         metavar="WHAT",
         help="preset: its weights; scratch: random ones; or a checkpoint or safetensors file of the "
-        "preset's size (default: preset)",
+        "preset's size (default: %(default)s)",
     )
 
 
 def _add_steps(recipe: argparse._ArgumentGroup) -> None:
     recipe.add_argument("--steps", type=whole, required=True, metavar="N", help="train up to this step")
     recipe.add_argument(
-        "--seed", type=whole, default=0, metavar="N", help="of everything that is drawn (default: 0)"
+        "--seed",
+        type=whole,
+        default=LoopOptions.seed,
+        metavar="N",
+        help="of everything that is drawn (default: %(default)s)",
     )
 
 
 def _add_schedule(recipe: argparse._ArgumentGroup) -> None:
     recipe.add_argument(
-        "--warmup", type=whole, default=100, metavar="N", help="steps of rising learning rate (default: 100)"
+        "--warmup",
+        type=whole,
+        default=LoopOptions.warmup,
+        metavar="N",
+        help="steps of rising learning rate (default: %(default)s)",
     )
     recipe.add_argument(
         "--final-rate",
         type=number,
-        default=1.0,
+        default=LoopOptions.final_rate,
         metavar="X",
-        help="share of the learning rate at the last step, approached on a cosine (default: 1, constant)",
+        help="share of the learning rate at the last step, approached on a cosine; 1 keeps it constant "
+        "(default: %(default)g)",
     )
     recipe.add_argument(
         "--ema",
         type=number,
-        default=0.9999,
+        default=LoopOptions.ema_decay,
         metavar="X",
-        help="decay of averaged weights (default: 0.9999)",
+        help="decay of averaged weights (default: %(default)g)",
     )
     recipe.add_argument(
-        "--clip", type=number, default=1.0, metavar="X", help="largest norm of a gradient (default: 1)"
+        "--clip",
+        type=number,
+        default=LoopOptions.clip_norm,
+        metavar="X",
+        help="largest norm of a gradient (default: %(default)g)",
     )
 
 
@@ -253,20 +302,24 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--log-every",
         type=whole,
-        default=20,
+        default=LoopOptions.log_every,
         metavar="N",
-        help="steps between rows of log.csv (default: 20)",
+        help="steps between rows of log.csv (default: %(default)s)",
     )
     run.add_argument("--tensorboard", action="store_true", help="log for TensorBoard as well")
     run.add_argument(
         "--validate-every",
         type=whole,
-        default=500,
+        default=LoopOptions.validate_every,
         metavar="N",
-        help="steps between measurements on what is held out (default: 500)",
+        help="steps between measurements on what is held out (default: %(default)s)",
     )
     run.add_argument(
-        "--save-every", type=whole, default=500, metavar="N", help="steps between checkpoints (default: 500)"
+        "--save-every",
+        type=whole,
+        default=LoopOptions.save_every,
+        metavar="N",
+        help="steps between checkpoints (default: %(default)s)",
     )
     run.add_argument("--keep", action="store_true", help="keep older checkpoints as well")
     run.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -277,23 +330,32 @@ def _add_machine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "machine", "several devices: torchrun, which starts a process for each"
     )
     machine.add_argument(
-        "--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)"
+        "--device",
+        default=DiTRun.device,
+        metavar="D",
+        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
     )
     machine.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
+        choices=DTYPES,
+        default=DiTRun.dtype,
         help="of products; weights and sums stay float32 (default: auto, bfloat16 where the GPU has it)",
     )
     return machine
 
 
 def _run_dit(arguments: argparse.Namespace) -> None:
-    from ..training.flow import FlowOptions
-    from ..training.lora import LoRAOptions
-    from ..training.runs import DiTRun, Start, train_dit
+    from ..training.runs import train_dit
 
-    run = DiTRun(
+    run = dit_run(arguments)
+    with _Report(arguments.quiet, arguments.steps) as report:
+        train_dit(run, report, report.row)
+    report.done(arguments.output)
+
+
+def dit_run(arguments: argparse.Namespace) -> DiTRun:
+    """The training that the arguments of ``train dit`` describe."""
+    return DiTRun(
         preset=arguments.preset,
         data=arguments.data,
         folder=arguments.output,
@@ -316,19 +378,16 @@ def _run_dit(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         dtype=arguments.dtype,
     )
-    with _Report(arguments.quiet, arguments.steps) as report:
-        train_dit(run, report, report.row)
-    report.done(arguments.output)
 
 
 def _rate(arguments: argparse.Namespace) -> float:
     if arguments.learning_rate is not None:
         return float(arguments.learning_rate)
-    return 2e-4 if arguments.lora else 5e-5
+    return LORA_LEARNING_RATE if arguments.lora else FlowOptions.learning_rate
 
 
 def _run_vae(arguments: argparse.Namespace) -> None:
-    from ..training.runs import Start, VAERun, train_vae
+    from ..training.runs import train_vae
 
     names = ("batch", "excerpt", "learning_rate", "kl_weight", "adversarial_from")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
@@ -349,8 +408,6 @@ def _run_vae(arguments: argparse.Namespace) -> None:
 
 
 def _loop(arguments: argparse.Namespace, sample_every: int = 0) -> LoopOptions:
-    from ..training.loop import LoopOptions
-
     return LoopOptions(
         steps=arguments.steps,
         seed=arguments.seed,
@@ -386,7 +443,6 @@ def _merge(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..training.export import merge
-    from ..training.runs import Start
 
     start = Start(arguments.source, arguments.weights)
     written = merge(

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..checkpoints.locate import weights_folder
 from ..errors import InputError
 from ..presets import DEFAULT_PRESET, PRESETS
 from ..runtime.precision import DTYPES
@@ -46,7 +47,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _download(arguments: argparse.Namespace) -> None:
     from ..checkpoints.download import download
 
-    folder = weights_dir(arguments)
+    folder = weights_folder(arguments.weights)
     with Bars(arguments.quiet) as bars:
         download(folder, PRESETS[arguments.preset].weights.values(), bars)
     if not arguments.quiet:
@@ -57,7 +58,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     from ..checkpoints.checksums import verify
 
     with Bars(arguments.quiet) as bars:
-        rows = verify(weights_dir(arguments), accept=arguments.accept, progress=bars)
+        rows = verify(weights_folder(arguments.weights), accept=arguments.accept, progress=bars)
     for row in rows:
         print(f"{row.status:<9} {row.sha256}  {row.size:>14,}  {row.path}")
     changed = [str(row.path) for row in rows if row.status == "changed"]
@@ -80,20 +81,14 @@ def _convert(arguments: argparse.Namespace) -> None:
         for network in networks
     }
     with Bars(arguments.quiet) as bars:
-        rows = convert(weights_dir(arguments), list(dtypes), dtypes, contents_of, bars)
+        rows = convert(weights_folder(arguments.weights), list(dtypes), dtypes, contents_of, bars)
     for row in rows:
         print(row)
 
 
 def _path(arguments: argparse.Namespace) -> None:
-    for line in weight_lines(weights_dir(arguments), [arguments.preset]):
+    for line in weight_lines(weights_folder(arguments.weights), [arguments.preset]):
         print(line)
-
-
-def weights_dir(arguments: argparse.Namespace) -> Path:
-    from ..checkpoints.registry import default_weights_dir
-
-    return arguments.weights if arguments.weights is not None else default_weights_dir()
 
 
 def weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:

@@ -21,8 +21,9 @@ from ..media.files import make_folder, whole_file
 from ..presets import Preset, get_preset
 from .loop import CHECKPOINT, read_checkpoint, trainable
 from .lora import ADAPTER, check_peft, merge_adapter
+from .options import Start
 from .record import read_run
-from .runs import Start, start_dit
+from .runs import start_dit
 from .vae import latent_deviation
 from .vaes import vae_training
 

@@ -8,7 +8,6 @@ https://arxiv.org/abs/2506.21448, section 4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -18,40 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..data.shards import Batch, PreparedClips
-from ..errors import InputError
 from ..families.protocol import TRANSFORMER, Condition, Family
 from ..models.flow import FlowTransformer
-from .loop import Learner, Update, autocast, check_betas, check_least, check_positive
+from .loop import Learner, Update, autocast
+from .options import FlowOptions
 from .processes import mean_over_processes
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-@dataclass(frozen=True)
-class FlowOptions:
-    """The recipe; rate, betas and ``drop_one`` are those of the published training."""
-
-    batch: int = 8  # clips per step and process
-    parts: int = 1  # of the batch, computed one after the other: less memory, the same result
-    learning_rate: float = 5e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-4
-    drop_one: float = 0.2  # chance of each condition to be absent, on its own
-    drop_all: float = 0.1  # chance of all to be absent at once: the unconditional half of guidance
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        for name in ("drop_one", "drop_all"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: give 0 to less than 1", option=name)
-        check_least(self, 1, "batch")
-        check_least(self, 0, "weight_decay")
-        check_positive(self, "learning_rate")
-        check_betas(self.betas)
-        if not 1 <= self.parts <= self.batch:
-            raise InputError(
-                f"parts {self.parts}: give 1 to {self.batch}, the clips of a process's step", option="parts"
-            )
 
 
 def epoch_order(count: int, seed: int, start: int, length: int) -> list[int]:

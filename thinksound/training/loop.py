@@ -6,7 +6,6 @@ come from ``step_generator``, so a run that was killed goes on as if it had not 
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import shutil
@@ -15,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +23,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError, OutputError
 from ..media.files import whole_file
-from ..request import SEED, Progress
+from ..request import Progress
 from .log import RunLog
+from .options import LoopOptions
 from .processes import (
     average_over_processes,
     copy_from_first,
@@ -43,61 +42,6 @@ SAMPLES = "samples"
 Report = Callable[[int, str, Mapping[str, float]], None]
 # Writes something made with the networks, averaged where they are averaged, into a folder.
 Writer = Callable[[Mapping[str, nn.Module], Path], None]
-
-
-def check_least(options: object, least: float, *names: str) -> None:
-    """Raise `InputError` where one of these options is below ``least``, infinite, or not a number."""
-    for name in names:
-        value = getattr(options, name)
-        if not least <= value < math.inf:
-            raise InputError(f"{name} {value}: give {least:g} or more", option=name)
-
-
-def check_positive(options: object, *names: str) -> None:
-    """Raise `InputError` where one of these options is not above 0, infinite, or not a number."""
-    for name in names:
-        value = getattr(options, name)
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} {value}: give more than 0", option=name)
-
-
-def check_betas(betas: tuple[float, float]) -> None:
-    """Raise `InputError` where AdamW would refuse them."""
-    if not all(0 <= beta < 1 for beta in betas):
-        raise InputError(f"betas {betas[0]:g} {betas[1]:g}: give 0 to less than 1", option="betas")
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How long, how fast, how often."""
-
-    steps: int
-    seed: int = 0
-    warmup: int = 100  # steps in which the learning rate rises from 0
-    final_rate: float = 1.0  # share of the learning rate left at the end of the cosine; 1 keeps it constant
-    ema_decay: float = 0.999  # of the averaged weights; the first steps average faster
-    clip_norm: float = 1.0
-    log_every: int = 20
-    validate_every: int = 500
-    save_every: int = 500
-    sample_every: int = 0  # steps between what can be heard or looked at; 0 is never
-    keep: bool = False  # every checkpoint, under its step's number
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "steps", "log_every", "validate_every", "save_every")
-        check_least(self, 0, "warmup", "sample_every")
-        SEED.check("seed", self.seed)
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay {self.ema_decay}: give 0 to less than 1", option="ema_decay")
-        if not 0 <= self.final_rate <= 1:
-            raise InputError(f"final_rate {self.final_rate}: give 0 to 1", option="final_rate")
-        check_positive(self, "clip_norm")
-
-    def rate_factor(self, step: int) -> float:
-        """The learning rate's factor at a step: linear warm-up, then a cosine down to ``final_rate``."""
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        share = min(1.0, max(0, step - self.warmup) / max(1, self.steps - self.warmup))
-        return rise * (self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -161,9 +105,9 @@ class Update:
         return norm.item()
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> Any:
+def autocast(device: torch.device, dtype: str) -> Any:
     """Matrix products and convolutions in ``dtype``; float32 changes nothing."""
-    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+    return nullcontext() if dtype == "float32" else torch.autocast(device.type, getattr(torch, dtype))
 
 
 class Trainer:

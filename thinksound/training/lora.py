@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,24 +19,14 @@ from ..errors import InputError, OutputError
 from ..families.protocol import TRANSFORMER
 from ..media.files import make_folder
 from ..models.flow import FlowTransformer
-from .loop import check_least, seeded
+from .loop import seeded
+from .options import LoRAOptions
 
 ADAPTER = "adapter"
 # In every block: attention, what follows it, and the gated MLPs, linear ones and convolutions.
 TARGETS = r"(joint|fused)_blocks\..+\.(qkv|linear1|w1|w2|w3)"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of names in peft's files
-
-
-@dataclass(frozen=True)
-class LoRAOptions:
-    """Size of the added matrices, and how much they count: ``alpha / rank`` times."""
-
-    rank: int = 16
-    alpha: int = 16
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "rank", "alpha")
 
 
 def check_peft() -> None:

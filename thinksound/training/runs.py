@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,6 @@ from torch import nn
 
 from ..checkpoints.load import load_file, load_network, network_of
 from ..checkpoints.locate import describe_missing, missing
-from ..checkpoints.registry import default_weights_dir
 from ..data.clips import hash_of
 from ..data.shards import PreparedClips
 from ..data.sounds import FolderSounds
@@ -27,10 +26,11 @@ from ..models.flow import FlowTransformer
 from ..presets import Preset, get_preset
 from ..request import Progress
 from ..runtime.placement import detect_machine, memory_errors
-from .flow import FlowLearner, FlowOptions, initialise_flow, recompute_blocks
+from .flow import FlowLearner, initialise_flow, recompute_blocks
 from .log import check_tensorboard
-from .loop import LoopOptions, Report, Trainer, check_least, trainable
-from .lora import Adapter, LoRAOptions, check_peft
+from .loop import Report, Trainer, trainable
+from .lora import Adapter, check_peft
+from .options import DTYPES, START_PRESET, START_SCRATCH, DiTRun, Start, VAERun, check_dtype
 from .processes import Process, joined
 from .record import declare_run
 from .samples import SampleWriter
@@ -38,52 +38,10 @@ from .vaes import VAETraining, vae_training
 
 logger = logging.getLogger(__name__)
 
-START_PRESET, START_SCRATCH = "preset", "scratch"
-DTYPES = ("auto", "float32", "bfloat16")
 # Of `LoopOptions` and `FlowOptions`: what does not decide the result, or only how far a run goes.
 _FREE = {"steps", "log_every", "validate_every", "save_every", "sample_every", "keep", "parts", "dtype"}
 _DIT_ADVICE = "a smaller --batch, more --parts, --recompute, or --lora"
 _VAE_ADVICE = "a smaller --batch or a shorter --excerpt"
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where weights come from at the first step."""
-
-    source: str = START_PRESET  # "preset", "scratch", or a file
-    weights: Path | None = None  # folder of weight files; None is the usual one
-
-    @property
-    def folder(self) -> Path:
-        return self.weights if self.weights is not None else default_weights_dir()
-
-    @property
-    def identity(self) -> str:
-        """The source, wherever one stands."""
-        named = self.source in (START_PRESET, START_SCRATCH)
-        return self.source if named else str(Path(self.source).absolute())
-
-
-@dataclass(frozen=True)
-class DiTRun:
-    """Training of the transformer."""
-
-    preset: str
-    data: Path  # prepared clips
-    folder: Path  # where the run keeps everything
-    loop: LoopOptions
-    flow: FlowOptions  # `batch` counts the clips of all processes together
-    validation: Path | None = None  # prepared clips that are not trained on
-    start: Start = Start()
-    lora: LoRAOptions | None = None  # train an adapter instead of all weights
-    recompute: bool = False  # see `recompute_blocks`
-    samples: int = 4  # clips that are written every `loop.sample_every` steps
-    tensorboard: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_least(self, 1, "samples")
 
 
 def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | None = None) -> None:
@@ -107,7 +65,7 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
             f"{validation.folder}: encoded with other weights than {clips.folder}; prepare both with the same"
         )
     with joined(run.device) as process, memory_errors(_DIT_ADVICE):
-        dtype = _number_format(run.dtype, process.device)
+        dtype = _dtype_of_products(run.dtype, process.device)
         flow = replace(run.flow, batch=_share(run.flow.batch, process), dtype=dtype)
         make_folder(run.folder)
         essential = {
@@ -115,7 +73,7 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
             "preset": preset.name,
             "data": _identity(clips),
             "from": run.start.identity,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype,
             **_essential(run.loop),
             **_essential(run.flow),
             **(asdict(run.lora) if run.lora else {}),
@@ -133,7 +91,7 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
         adapter = None
         if run.lora:
             # What stays as it is needs no more digits than the products that it goes into.
-            network = start_dit(run.start, preset, run.loop.seed, dtype)
+            network = start_dit(run.start, preset, run.loop.seed, getattr(torch, dtype))
             adapter = Adapter(network, run.lora, run.loop.seed)
         else:
             network = start_dit(run.start, preset, run.loop.seed, torch.float32)
@@ -172,21 +130,6 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
         _finish(trainer, progress, report)
 
 
-@dataclass(frozen=True)
-class VAERun:
-    """Training of the VAE."""
-
-    preset: str
-    data: Path  # audio and video files
-    folder: Path  # where the run keeps everything
-    loop: LoopOptions
-    start: Start = Start()
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # changes to `VAEOptions` by name
-    tensorboard: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-
-
 def train_vae(run: VAERun, progress: Progress | None = None, report: Report | None = None) -> None:
     """Train the VAE, or go on with it, until the last step.
 
@@ -200,7 +143,7 @@ def train_vae(run: VAERun, progress: Progress | None = None, report: Report | No
     sounds = FolderSounds(run.data, family_of(preset).sound.sample_rate, without=run.folder)
     options = _vae_options(training, preset, run.recipe)
     with joined(run.device) as process, memory_errors(_VAE_ADVICE):
-        dtype = _number_format(run.dtype, process.device)
+        dtype = _dtype_of_products(run.dtype, process.device)
         options = replace(options, dtype=dtype, batch=_share(options.batch, process))
         make_folder(run.folder)
         essential = {
@@ -209,7 +152,7 @@ def train_vae(run: VAERun, progress: Progress | None = None, report: Report | No
             "data": sounds.identity,
             "from": run.start.identity,
             "processes": process.count,  # each draws its own excerpts
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype,
             **_essential(run.loop),
             **_essential(options),
         }
@@ -310,14 +253,13 @@ def _share(batch: int, process: Process) -> int:
     return batch // process.count
 
 
-def _number_format(wish: str, device: torch.device) -> torch.dtype:
-    """In which products are computed; weights, averages and sums always are float32."""
-    if wish not in DTYPES:
-        raise InputError(f"dtype {wish!r} is not known; give one of {', '.join(DTYPES)}", option="dtype")
+def _dtype_of_products(wish: str, device: torch.device) -> str:
+    """The dtype of matrix products; weights, averages and sums always are float32."""
+    check_dtype(wish, DTYPES)
     if wish != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wish]
+        return wish
     fast = device.type == "cuda" and detect_machine().gpus[device.index or 0].bfloat16
-    return torch.bfloat16 if fast else torch.float32
+    return "bfloat16" if fast else "float32"
 
 
 def _identity(clips: PreparedClips) -> str:

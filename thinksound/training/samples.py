@@ -35,7 +35,7 @@ class SampleWriter:
         decoding: Sequence[DecodingStep],
         guidance_scale: float,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype: str,
     ) -> None:
         """
         Args:
@@ -45,7 +45,7 @@ class SampleWriter:
             decoding: from latents to sound, by networks on ``device``.
             guidance_scale: with which samples are made.
             device: of the transformer.
-            dtype: in which it computes.
+            dtype: of its products.
         """
         chosen = range(min(count, len(clips)))
         self._names = [re.sub(r"[^\w.@-]", "_", clips.names[index]) for index in chosen]

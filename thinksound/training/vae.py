@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.oobleck import AudioVAE, ResidualUnit, WeightNormConv, WeightNormConvTranspose
-from .loop import Learner, Update, autocast, check_betas, check_least, check_positive, seeded
+from .loop import Learner, Update, autocast, seeded
+from .options import check_betas, check_dtype, check_least, check_positive
 from .spectral import (
     Discriminator,
     Verdicts,
@@ -50,7 +51,7 @@ class VAEOptions:
     adversarial_weight: float = 0.1
     feature_weight: float = 5.0
     kl_weight: float = 1e-4
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"  # of products: float32 or bfloat16
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch", "excerpt", "discriminator_channels")
@@ -58,6 +59,7 @@ class VAEOptions:
         check_least(self, 0, "adversarial_from", *weights)
         check_positive(self, "learning_rate", "discriminator_rate")
         check_betas(self.betas)
+        check_dtype(self.dtype)
 
 
 class VAELearner(Learner):

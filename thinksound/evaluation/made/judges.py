@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...checkpoints.registry import default_weights_dir, repository_weights_dir
+from ...checkpoints.locate import weights_folder
+from ...checkpoints.registry import repository_weights_dir
 from ...errors import WeightsError
 from ...synthetic.kinds import KINDS
 from ...synthetic.materials import MATERIALS
@@ -159,7 +160,7 @@ def onsets_of(likelihood: FloatArray) -> FloatArray:
 
 def judges_folder(weights: Path | None = None) -> Path:
     """Where the judges are: in the weights folder, if all of them are, else in the checkout's."""
-    folder = (weights if weights is not None else default_weights_dir()) / FOLDER
+    folder = weights_folder(weights) / FOLDER
     bundled = repository_weights_dir() / FOLDER
     return bundled if not (folder / RECORD_FILE).is_file() and bundled.is_dir() else folder
 

@@ -105,7 +105,7 @@ class PretrainingOptions:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     excerpt: int = 50  # pictures of a clip for the motion tower: 2 s
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"  # of products: float32 or bfloat16
 
 
 class SyncLearner(Learner):

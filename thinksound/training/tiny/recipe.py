@@ -32,8 +32,9 @@ from ...pipeline import load
 from ...presets import TINY
 from ...request import Progress
 from ...synthetic.make import CLIP_S
-from ..flow import FlowLearner, FlowOptions, initialise_flow
-from ..loop import CHECKPOINT, Learner, LoopOptions, Trainer, read_checkpoint, trainable
+from ..flow import FlowLearner, initialise_flow
+from ..loop import CHECKPOINT, Learner, Trainer, read_checkpoint, trainable
+from ..options import FlowOptions, LoopOptions
 from ..processes import own_rank
 from ..record import declare_run
 from ..vae import latent_deviation
@@ -80,16 +81,16 @@ class Extent:
 FULL = Extent()
 TRIAL = Extent(sounds=8, films=8, clips=8, validation=4, most_steps=2)  # everything once, for nothing
 
-VAE_OPTIONS = SpectralVAEOptions(
-    batch=8, excerpt=48, learning_rate=1.5e-3, kl_weight=5e-6, dtype=torch.bfloat16
+VAE_OPTIONS = SpectralVAEOptions(batch=8, excerpt=48, learning_rate=1.5e-3, kl_weight=5e-6, dtype="bfloat16")
+VAE_LOOP = LoopOptions(
+    steps=3000, seed=SEED, warmup=50, final_rate=0.02, ema_decay=0.999, validate_every=100, save_every=100
 )
-VAE_LOOP = LoopOptions(steps=3000, seed=SEED, warmup=50, final_rate=0.02, validate_every=100, save_every=100)
 # Sides are found only if they count much, and once found are kept where they count little. Then levels
 # need the training, and low frequencies most: heard as finely, they are few.
 REFINED_OPTIONS = replace(VAE_OPTIONS, batch=4, learning_rate=1e-3, side_weight=0.2, hearing=True)
 REFINED_LOOP = replace(VAE_LOOP, steps=4200, seed=SEED + 1, validate_every=300, save_every=300)
 
-FLOW_OPTIONS = FlowOptions(batch=16, learning_rate=1.5e-3, weight_decay=0.01, dtype=torch.bfloat16)
+FLOW_OPTIONS = FlowOptions(batch=16, learning_rate=1.5e-3, weight_decay=0.01, dtype="bfloat16")
 FLOW_LOOP = LoopOptions(
     steps=2200, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
 )
@@ -133,7 +134,7 @@ def _sounds(extent: Extent, progress: Progress | None) -> MadeSounds:
     return MadeSounds(extent.sounds, FAMILY.sound.sample_rate, report)
 
 
-SYNC_OPTIONS = PretrainingOptions(batch=16, learning_rate=1e-3, dtype=torch.bfloat16)
+SYNC_OPTIONS = PretrainingOptions(batch=16, learning_rate=1e-3, dtype="bfloat16")
 SYNC_LOOP = LoopOptions(
     steps=1200, seed=SEED, warmup=50, final_rate=0.02, ema_decay=0.99, validate_every=100, save_every=100
 )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...models.spectrogram_vae import SpectrogramVAE
 from ...models.spectrum import SIDE_BANDS, analyse, frame_channels
-from ..loop import Learner, Update, autocast, check_betas, check_least, check_positive
+from ..loop import Learner, Update, autocast
+from ..options import check_betas, check_dtype, check_least, check_positive
 from ..vae import Sounds
 
 
@@ -25,13 +26,14 @@ class SpectralVAEOptions:
     amplitude_weight: float = 10.0
     side_weight: float = 1.0
     hearing: bool = False  # frequencies count as the ear resolves them, low ones more
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"  # of products: float32 or bfloat16
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch", "excerpt")
         check_least(self, 0, "kl_weight", "amplitude_weight", "side_weight")
         check_positive(self, "learning_rate")
         check_betas(self.betas)
+        check_dtype(self.dtype)
 
 
 def mel_slope(sample_rate: int, bins: int) -> Tensor:
