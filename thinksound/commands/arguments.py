@@ -7,12 +7,15 @@ import difflib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import InputError, ThinkSoundError
 from ..presets import DEFAULT_PRESET, PRESETS
-from ..request import OLDER_NAMES, Limits
+from ..request import OLDER_NAMES, Limits, Progress
 from ..runtime.precision import DTYPES
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
 
 # Options whose flag is not their name in Python.
 _FLAGS = {"num_inference_steps": "steps", "duration_s": "duration", "ema_decay": "ema", "clip_norm": "clip"}
@@ -47,12 +50,7 @@ class Parser(argparse.ArgumentParser):
 def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> None:
     """Which networks, from where, and where they run; ``preset`` is the default."""
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        default=preset,
-        help=f"(default: {preset}); tiny is bundled: small, trained on made clips",
-    )
+    add_preset(model, preset, "; tiny is bundled: small, trained on made clips")
     add_weights_dir(model)
     model.add_argument(
         "--device",
@@ -65,6 +63,63 @@ def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> 
     )
     model.add_argument(
         "--offload", action="store_true", help="one network at a time on the GPU: slower, least memory"
+    )
+
+
+def load_pipeline(arguments: argparse.Namespace, progress: Progress) -> Pipeline:
+    """The networks that the arguments of `add_model` name, loaded."""
+    from ..pipeline import load
+
+    return load(
+        arguments.preset,
+        arguments.weights,
+        arguments.device,
+        arguments.dtype,
+        arguments.offload,
+        progress,
+    )
+
+
+def add_preset(parser: argparse._ActionsContainer, default: str = DEFAULT_PRESET, more: str = "") -> None:
+    """``--preset``; ``more`` is what the help says beside the default."""
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), default=default, help=f"(default: %(default)s){more}"
+    )
+
+
+def add_one_device(parser: argparse._ActionsContainer) -> None:
+    """``--device`` of a command that computes on one device."""
+    parser.add_argument(
+        "--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
+    )
+
+
+def add_output_folder(parser: argparse._ActionsContainer, metavar: str, what: str = "folder") -> None:
+    """``--output``, a folder that must be named."""
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar=metavar, help=f"{what}, made if missing"
+    )
+
+
+def add_quiet(parser: argparse._ActionsContainer, what: str = "no progress") -> None:
+    """``--quiet``; ``what`` is what the command then leaves out."""
+    parser.add_argument("-q", "--quiet", action="store_true", help=what)
+
+
+def add_part(parser: argparse._ActionsContainer, what: str) -> None:
+    """``--part``, for several processes on one folder; ``what`` says what is parted among them."""
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help=what)
+
+
+def add_number(parser: argparse._ActionsContainer, flag: str, default: float, what: str) -> None:
+    """An option that is a number, a whole one where its default is one; the help says ``what`` it is."""
+    is_whole = isinstance(default, int)
+    parser.add_argument(
+        flag,
+        type=whole if is_whole else number,
+        default=default,
+        metavar="N" if is_whole else "X",
+        help=f"{what} (default: %(default){'s' if is_whole else 'g'})",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.made.options import EvaluationOptions
@@ -12,7 +11,17 @@ from ..evaluation.made.rows import table_rows
 from ..request import CFG_SCALE, STEPS
 from ..synthetic.seeds import SPLITS
 from . import evaluate_folder
-from .arguments import add_model, add_weights_dir, part, whole, within
+from .arguments import (
+    add_model,
+    add_number,
+    add_output_folder,
+    add_part,
+    add_quiet,
+    add_weights_dir,
+    load_pipeline,
+    whole,
+    within,
+)
 from .progress import Bars
 
 _EXAMPLES = """\
@@ -46,22 +55,14 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run_made, interrupted="finished rows are kept; start it again to go on")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder, made if missing"
-    )
+    add_output_folder(parser, "OUT")
     parser.add_argument(
         "--split",
         choices=SPLITS,
         action="append",
         help="one source, or two with distractions; may be given twice (default: both)",
     )
-    parser.add_argument(
-        "--count",
-        type=whole,
-        default=EvaluationOptions.count,
-        metavar="N",
-        help="clips of each split (default: %(default)s)",
-    )
+    add_number(parser, "--count", EvaluationOptions.count, "clips of each split")
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -78,19 +79,10 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="N",
         help=f"sampling steps, {STEPS.low:g} to {STEPS.high:g} (default: %(default)s)",
     )
-    parser.add_argument(
-        "--batch",
-        type=whole,
-        default=EvaluationOptions.batch,
-        metavar="N",
-        help="clips that are sampled together (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--part",
-        type=part,
-        default=EvaluationOptions.part,
-        metavar="I/N",
-        help="make the I-th of N shares of the rows, for several processes on one folder; on a CPU with "
+    add_number(parser, "--batch", EvaluationOptions.batch, "clips that are sampled together")
+    add_part(
+        parser,
+        "make the I-th of N shares of the rows, for several processes on one folder; on a CPU with "
         "OMP_NUM_THREADS=1 each",
     )
     parser.add_argument(
@@ -100,7 +92,7 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="N",
         help="also write the N best and the N worst generated clips of each split, beside the truth",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    add_quiet(parser)
     add_model(parser, "tiny")
 
 
@@ -113,7 +105,7 @@ def _add_judges(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.set_defaults(run=run_judges, interrupted="the judges are as they were")
     add_weights_dir(parser)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    add_quiet(parser)
 
 
 def run_made(arguments: argparse.Namespace) -> None:
@@ -126,12 +118,8 @@ def run_made(arguments: argparse.Namespace) -> None:
         _need_matplotlib()
     judges = load_judges(judges_folder(arguments.weights))
 
-    from ..pipeline import load
-
     with Bars(arguments.quiet) as bars:
-        pipeline = load(
-            arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
-        )
+        pipeline = load_pipeline(arguments, bars)
         table = evaluate_made(pipeline, judges, arguments.output, options, bars)
     print(table.read_text(encoding="utf-8"), end="")
     if not arguments.quiet:

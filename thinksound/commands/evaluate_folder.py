@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import WeightsError
-from .arguments import add_weights_dir
+from .arguments import add_one_device, add_quiet, add_weights_dir
 from .progress import Bars
 
 _LISTED = 20  # skipped clips that are shown; the result has all
@@ -67,11 +67,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "--download", action="store_true", help="first fetch what is missing of the networks that listen"
     )
-    parser.add_argument(
-        "--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)"
-    )
+    add_one_device(parser)
     add_weights_dir(parser)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes")
+    add_quiet(parser, "no progress and no notes")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, ThinkSoundError, printable
 from ..presets import PRESETS
 from ..request import CFG_SCALE, DURATION, MAX_SEED, SEED, STEPS
-from .arguments import add_model, as_typed, within
+from .arguments import add_model, add_quiet, as_typed, load_pipeline, within
 from .progress import Bars
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="FILE.safetensors",
         help="also write every intermediate, to compare versions",
     )
-    output.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes")
+    add_quiet(output, "no progress and no notes")
     sound = parser.add_argument_group("sound")
     sound.add_argument("--caption", default="", metavar="TEXT", help="what is heard, in a few words")
     sound.add_argument(
@@ -206,12 +206,8 @@ def _check_outputs(arguments: argparse.Namespace, folder: Path | None, video: st
 
 
 def _load(arguments: argparse.Namespace) -> Pipeline:
-    from ..pipeline import load
-
     with Bars(arguments.quiet) as bars:
-        return load(
-            arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
-        )
+        return load_pipeline(arguments, bars)
 
 
 def _generate(

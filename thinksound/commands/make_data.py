@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..request import MAX_SEED
 from ..synthetic.seeds import SPLITS
-from .arguments import whole
+from .arguments import add_number, add_output_folder, add_quiet, whole
 from .progress import Bars
 
 if TYPE_CHECKING:
@@ -31,12 +30,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=SPLITS[0],
         help="standard: one source; hard: two, with distractions (default: %(default)s)",
     )
-    parser.add_argument("--count", type=whole, default=10, metavar="N", help="clips to make (default: 10)")
+    add_number(parser, "--count", 10, "clips to make")
     parser.add_argument("--seed", type=whole, default=0, metavar="S", help="of the first clip (default: 0)")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder, made if missing"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    add_output_folder(parser, "DIR")
+    add_quiet(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 from ..errors import InputError
 from ..request import MAX_SEED
 from ..synthetic.seeds import SPLITS
-from .arguments import add_model, number, part, whole
+from .arguments import (
+    add_model,
+    add_number,
+    add_output_folder,
+    add_part,
+    add_quiet,
+    load_pipeline,
+    number,
+    whole,
+)
 from .progress import Bars
 
 _EXAMPLES = """\
@@ -46,33 +55,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SPLIT:FIRST:COUNT",
         help=f"made clips ({' or '.join(SPLITS)}) of COUNT seeds from FIRST on; may be given several times",
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder, made if missing"
-    )
+    add_output_folder(parser, "OUT")
     parser.add_argument(
         "--duration", type=number, metavar="S", help="seconds of a clip (default: 9; of tiny 4)"
     )
-    parser.add_argument(
-        "--shard-size",
-        type=whole,
-        default=128,
-        metavar="N",
-        help="files of one shard, which is made whole or not at all (default: 128)",
-    )
-    parser.add_argument(
-        "--part",
-        type=part,
-        default=(1, 1),
-        metavar="I/N",
-        help="make the I-th of N parts, for several processes or machines on one folder",
-    )
+    add_number(parser, "--shard-size", 128, "files of one shard, which is made whole or not at all")
+    add_part(parser, "make the I-th of N parts, for several processes or machines on one folder")
     parser.add_argument(
         "--workers",
         type=whole,
         metavar="N",
         help="threads that read files ahead (default: 1 on a CPU, else up to 8)",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    add_quiet(parser)
     add_model(parser)
 
 
@@ -100,12 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--workers {arguments.workers}: give 1 or more")
 
     from ..data.prepare import SKIPPED, prepare_clips
-    from ..pipeline import load
 
     with Bars(arguments.quiet) as bars:
-        pipeline = load(
-            arguments.preset, arguments.weights, arguments.device, arguments.dtype, arguments.offload, bars
-        )
+        pipeline = load_pipeline(arguments, bars)
         prepared = prepare_clips(
             pipeline,
             sources,

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..presets import DEFAULT_PRESET, PRESETS
 from ..training.options import (
     DTYPES,
     LORA_LEARNING_RATE,
-    START_PRESET,
     DiTRun,
     FlowOptions,
     LoopOptions,
@@ -20,8 +18,18 @@ from ..training.options import (
     Start,
     VAERun,
 )
-from .arguments import add_weights_dir, number, whole
+from . import train_export
+from .arguments import (
+    add_number,
+    add_one_device,
+    add_output_folder,
+    add_quiet,
+    add_weights_dir,
+    number,
+    whole,
+)
 from .progress import Bars
+from .train_export import add_source
 
 _RESUME = "the last checkpoint is whole, and the same command goes on from it"
 _EXAMPLES = """\
@@ -38,8 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     networks = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_dit(networks)
     _add_vae(networks)
-    _add_export(networks)
-    _add_merge(networks)
+    train_export.add_parsers(networks)
 
 
 def _add_dit(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -61,13 +68,7 @@ def _add_dit(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_start(parser)
     recipe = parser.add_argument_group("recipe", "defaults are those of the published training where known")
     _add_steps(recipe)
-    recipe.add_argument(
-        "--batch",
-        type=whole,
-        default=FlowOptions.batch,
-        metavar="N",
-        help="clips of a step, all devices together (default: %(default)s)",
-    )
+    add_number(recipe, "--batch", FlowOptions.batch, "clips of a step, all devices together")
     recipe.add_argument(
         "--learning-rate",
         type=number,
@@ -82,45 +83,24 @@ def _add_dit(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="X",
         help=f"of AdamW (default: {FlowOptions.betas[0]} {FlowOptions.betas[1]})",
     )
-    recipe.add_argument(
-        "--weight-decay",
-        type=number,
-        default=FlowOptions.weight_decay,
-        metavar="X",
-        help="of AdamW (default: %(default)g)",
-    )
+    add_number(recipe, "--weight-decay", FlowOptions.weight_decay, "of AdamW")
     _add_schedule(recipe)
-    recipe.add_argument(
+    add_number(
+        recipe,
         "--drop-one",
-        type=number,
-        default=FlowOptions.drop_one,
-        metavar="X",
-        help="chance of each of pictures, synchronisation, caption and chain of thought to be left out of a "
-        "clip (default: %(default)g)",
+        FlowOptions.drop_one,
+        "chance of each of pictures, synchronisation, caption and chain of thought to be left out of a clip",
     )
-    recipe.add_argument(
+    add_number(
+        recipe,
         "--drop-all",
-        type=number,
-        default=FlowOptions.drop_all,
-        metavar="X",
-        help="chance of all to be left out, which guidance needs (default: %(default)g)",
+        FlowOptions.drop_all,
+        "chance of all to be left out, which guidance needs",
     )
     lora = parser.add_argument_group("LoRA", "fine-tune small added matrices instead of all weights")
     lora.add_argument("--lora", action="store_true", help="needs the package peft; see `train export`")
-    lora.add_argument(
-        "--rank",
-        type=whole,
-        default=LoRAOptions.rank,
-        metavar="N",
-        help="of the matrices (default: %(default)s)",
-    )
-    lora.add_argument(
-        "--alpha",
-        type=whole,
-        default=LoRAOptions.alpha,
-        metavar="N",
-        help="they count alpha / rank times (default: %(default)s)",
-    )
+    add_number(lora, "--rank", LoRAOptions.rank, "of the matrices")
+    add_number(lora, "--alpha", LoRAOptions.alpha, "they count alpha / rank times")
     _add_run(parser)
     output = parser.add_argument_group("samples")
     output.add_argument(
@@ -130,21 +110,13 @@ def _add_dit(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="N",
         help="steps between WAV files of a few clips in RUN/samples (default: none)",
     )
-    output.add_argument(
-        "--samples",
-        type=whole,
-        default=DiTRun.samples,
-        metavar="N",
-        help="clips of each time (default: %(default)s)",
-    )
+    add_number(output, "--samples", DiTRun.samples, "clips of each time")
     machine = _add_machine(parser)
-    machine.add_argument(
+    add_number(
+        machine,
         "--parts",
-        type=whole,
-        default=FlowOptions.parts,
-        metavar="N",
-        help="compute a device's share of a step in N parts: less memory, the same result "
-        "(default: %(default)s)",
+        FlowOptions.parts,
+        "compute a device's share of a step in N parts: less memory, the same result",
     )
     machine.add_argument(
         "--recompute",
@@ -179,162 +151,50 @@ def _add_vae(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_machine(parser)
 
 
-def _add_export(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = networks.add_parser(
-        "export",
-        help="write what a run has trained as weights for the other commands",
-        description="Write the averaged weights of a run, an adapter merged, into a folder that "
-        "`thinksound generate --weights DIR` takes; the preset's other networks are linked there.",
-    )
-    parser.set_defaults(run=_export, interrupted="nothing was written")
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument(
-        "--last", action="store_true", help="the weights of the last step instead of the averaged ones"
-    )
-    parser.add_argument(
-        "--standardise",
-        action="store_true",
-        help="of a VAE: give its latents deviation one, for a transformer trained on them from scratch; one "
-        "that is trained already needs them as they are",
-    )
-    _add_export_output(parser)
-
-
-def _add_merge(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = networks.add_parser(
-        "merge",
-        help="merge an adapter into the weights that it was trained on",
-        description="Write the transformer with an adapter in peft's format added to its weights, as "
-        "`train export` does for a run.",
-    )
-    parser.set_defaults(run=_merge, interrupted="nothing was written")
-    parser.add_argument("folder", type=Path, metavar="ADAPTER", help="folder with adapter_config.json")
-    _add_preset(parser)
-    _add_export_output(parser)
-
-
-def _add_export_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder of weights, made if missing"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="number format of the file; every one loads everywhere (default: float32)",
-    )
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        metavar="DIR",
-        help="folder of the preset's other networks (default: that of the run, or the usual one)",
-    )
-
-
 def _add_start(parser: argparse.ArgumentParser) -> None:
     start = parser.add_argument_group("start")
-    _add_preset(start)
+    add_source(start)
     add_weights_dir(start)
-
-
-def _add_preset(start: argparse._ActionsContainer) -> None:
-    start.add_argument(
-        "--preset", choices=list(PRESETS), default=DEFAULT_PRESET, help=f"(default: {DEFAULT_PRESET})"
-    )
-    start.add_argument(
-        "--from",
-        dest="source",
-        default=START_PRESET,
-        metavar="WHAT",
-        help="preset: its weights; scratch: random ones; or a checkpoint or safetensors file of the "
-        "preset's size (default: %(default)s)",
-    )
 
 
 def _add_steps(recipe: argparse._ArgumentGroup) -> None:
     recipe.add_argument("--steps", type=whole, required=True, metavar="N", help="train up to this step")
-    recipe.add_argument(
-        "--seed",
-        type=whole,
-        default=LoopOptions.seed,
-        metavar="N",
-        help="of everything that is drawn (default: %(default)s)",
-    )
+    add_number(recipe, "--seed", LoopOptions.seed, "of everything that is drawn")
 
 
 def _add_schedule(recipe: argparse._ArgumentGroup) -> None:
-    recipe.add_argument(
-        "--warmup",
-        type=whole,
-        default=LoopOptions.warmup,
-        metavar="N",
-        help="steps of rising learning rate (default: %(default)s)",
-    )
-    recipe.add_argument(
+    add_number(recipe, "--warmup", LoopOptions.warmup, "steps of rising learning rate")
+    add_number(
+        recipe,
         "--final-rate",
-        type=number,
-        default=LoopOptions.final_rate,
-        metavar="X",
-        help="share of the learning rate at the last step, approached on a cosine; 1 keeps it constant "
-        "(default: %(default)g)",
+        LoopOptions.final_rate,
+        "share of the learning rate at the last step, approached on a cosine; 1 keeps it constant",
     )
-    recipe.add_argument(
-        "--ema",
-        type=number,
-        default=LoopOptions.ema_decay,
-        metavar="X",
-        help="decay of averaged weights (default: %(default)g)",
-    )
-    recipe.add_argument(
-        "--clip",
-        type=number,
-        default=LoopOptions.clip_norm,
-        metavar="X",
-        help="largest norm of a gradient (default: %(default)g)",
-    )
+    add_number(recipe, "--ema", LoopOptions.ema_decay, "decay of averaged weights")
+    add_number(recipe, "--clip", LoopOptions.clip_norm, "largest norm of a gradient")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="RUN", help="folder, made if missing"
-    )
-    run.add_argument(
-        "--log-every",
-        type=whole,
-        default=LoopOptions.log_every,
-        metavar="N",
-        help="steps between rows of log.csv (default: %(default)s)",
-    )
+    add_output_folder(run, "RUN")
+    add_number(run, "--log-every", LoopOptions.log_every, "steps between rows of log.csv")
     run.add_argument("--tensorboard", action="store_true", help="log for TensorBoard as well")
-    run.add_argument(
+    add_number(
+        run,
         "--validate-every",
-        type=whole,
-        default=LoopOptions.validate_every,
-        metavar="N",
-        help="steps between measurements on what is held out (default: %(default)s)",
+        LoopOptions.validate_every,
+        "steps between measurements on what is held out",
     )
-    run.add_argument(
-        "--save-every",
-        type=whole,
-        default=LoopOptions.save_every,
-        metavar="N",
-        help="steps between checkpoints (default: %(default)s)",
-    )
+    add_number(run, "--save-every", LoopOptions.save_every, "steps between checkpoints")
     run.add_argument("--keep", action="store_true", help="keep older checkpoints as well")
-    run.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    add_quiet(run)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     machine = parser.add_argument_group(
         "machine", "several devices: torchrun, which starts a process for each"
     )
-    machine.add_argument(
-        "--device",
-        default=DiTRun.device,
-        metavar="D",
-        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
-    )
+    add_one_device(machine)
     machine.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -421,41 +281,6 @@ def _loop(arguments: argparse.Namespace, sample_every: int = 0) -> LoopOptions:
         sample_every=sample_every,
         keep=arguments.keep,
     )
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from ..training.export import export_run
-
-    written = export_run(
-        arguments.folder,
-        arguments.output,
-        arguments.weights,
-        getattr(torch, arguments.dtype),
-        averaged=not arguments.last,
-        standardised=arguments.standardise,
-    )
-    _say_written(written)
-
-
-def _merge(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from ..training.export import merge
-
-    start = Start(arguments.source, arguments.weights)
-    written = merge(
-        arguments.folder, arguments.output, arguments.preset, start, getattr(torch, arguments.dtype)
-    )
-    _say_written(written)
-
-
-def _say_written(written: Sequence[str]) -> None:
-    path, *notes = written
-    for note in notes:
-        print(f"Note: {note}", file=sys.stderr)
-    print(path)
 
 
 class _Report(Bars):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..checkpoints.locate import weights_folder
 from ..errors import InputError
-from ..presets import DEFAULT_PRESET, PRESETS
+from ..presets import PRESETS
 from ..runtime.precision import DTYPES
-from .arguments import add_weights_dir
+from .arguments import add_preset, add_quiet, add_weights_dir
 from .progress import Bars
 
 
@@ -22,13 +22,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         action.set_defaults(run=run, interrupted="finished files stay; run it again to go on")
         add_weights_dir(action)
-        action.add_argument("-q", "--quiet", action="store_true", help="no progress")
+        add_quiet(action)
         return action
-
-    def add_preset(action: argparse.ArgumentParser) -> None:
-        action.add_argument(
-            "--preset", choices=list(PRESETS), default=DEFAULT_PRESET, help=f"(default: {DEFAULT_PRESET})"
-        )
 
     add_preset(add("download", _download, "fetch what a preset lacks; an interrupted download resumes"))
     verify = add("verify", _verify, "hash every file that is there and compare with its first use")
