@@ -13,10 +13,11 @@ from support.mmaudio_reference import (
     manifest,
     mmaudio_golden,
     on_meta,
+    published_on_meta,
     seeded_tensors,
     shapes_of,
 )
-from support.reference import assert_close, relative_l2
+from support.reference import assert_close, assert_matches
 from torch import Tensor
 
 from thinksound.errors import InputError, WeightsError
@@ -56,7 +57,7 @@ def seeded_vocoder(config: BigVGANConfig) -> BigVGAN:
 @pytest.mark.parametrize("rate", RATES)
 def test_vocoder_has_the_tensors_of_the_published_file(rate):
     config, file, count = RATES[rate]
-    published = {name: torch.empty(shape, device="meta") for name, shape in manifest(file).items()}
+    published = published_on_meta(file)
     assert len(published) == count
     network = on_meta(lambda: BigVGAN(config))
     assert shapes_of(network_tensors(published)) == shapes_of(network.state_dict())
@@ -72,10 +73,7 @@ def check_vocoder(network: BigVGAN, name: str) -> dict[str, float]:
     network.conv_post.register_forward_hook(lambda _m, _i, out: seen.__setitem__("out.before_bound", out))
     with torch.inference_mode():
         seen["out.audio"] = network.vocode(mel)
-    assert set(seen) == set(tensors)
-    for key, value in seen.items():
-        assert_close(value, tensors[key])
-    return {key: relative_l2(value, tensors[key]) for key, value in seen.items()}
+    return assert_matches(seen, tensors)
 
 
 @pytest.mark.parametrize("rate", RATES)

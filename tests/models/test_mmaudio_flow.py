@@ -10,7 +10,7 @@ import torch
 from parity.mmaudio.procedural_mmaudio import fill, flow_inputs
 from safetensors import safe_open
 from support.paths import PARITY
-from support.reference import assert_close, relative_l2
+from support.reference import assert_close, assert_projected, relative_l2
 from torch import Tensor
 
 from thinksound.encoders.views import clip_frame_count, sync_feature_count
@@ -159,19 +159,9 @@ def test_every_block_condition_and_table(networks, kind):
     for hook in hooks:
         hook.remove()
 
-    assert_close(conditions.clip, tensors["mid.cond.clip_f"])
-    assert_close(conditions.text, tensors["mid.cond.text_f"])
-    assert_close(conditions.sync, tensors["mid.cond.sync_f"])
+    assert_projected(network, conditions, tensors)
     assert_close(seen.pop("clip_cond_proj"), tensors["mid.cond.clip_f_c"])
     assert_close(seen.pop("text_cond_proj"), tensors["mid.cond.text_f_c"])
-    for ours, name in (
-        (conditions.latent_rotary, "mid.latent_rot"),
-        (conditions.clip_rotary, "mid.clip_rot"),
-    ):
-        assert_close(ours[0], tensors[name][0, :, :, 0, 0])
-        assert_close(ours[1], tensors[name][0, :, :, 1, 0])
-    assert torch.equal(network.t_embed.frequencies(torch.device("cpu")), tensors["mid.t_freqs"])
-    assert_close(network.t_embed.sinusoids(tensors["in.t"]), tensors["mid.t_sinusoid"])
     for name, out in seen.items():
         if name.startswith("joint"):
             for stream, value in zip(("latent", "clip", "text"), out, strict=True):

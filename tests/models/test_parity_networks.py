@@ -17,6 +17,7 @@ from support.reference import (
     SMALL_SYNCHFORMER,
     SMALL_VAE,
     assert_close,
+    assert_projected,
     golden,
     golden_inputs,
     relative_l2,
@@ -114,17 +115,7 @@ def test_projected_conditions_and_tables(mmdit):
     given = features_of(golden_inputs(metadata), mmdit, True)
     both = [torch.cat(pair) for pair in zip(given, mmdit.empty_features(72, 216), strict=True)]
     conditions = mmdit.project(*both, latent_length=194)
-    assert_close(conditions.clip, tensors["mid.cond.clip_f"])
-    assert_close(conditions.text, tensors["mid.cond.text_f"])
-    assert_close(conditions.sync, tensors["mid.cond.sync_f"])
-    for ours, name in (
-        (conditions.latent_rotary, "mid.latent_rot"),
-        (conditions.clip_rotary, "mid.clip_rot"),
-    ):
-        assert_close(ours[0], tensors[name][0, :, :, 0, 0])
-        assert_close(ours[1], tensors[name][0, :, :, 1, 0])
-    assert torch.equal(mmdit.t_embed.frequencies(torch.device("cpu")), tensors["mid.t_freqs"])
-    assert_close(mmdit.t_embed.sinusoids(tensors["in.t"]), tensors["mid.t_sinusoid"])
+    assert_projected(mmdit, conditions, tensors)
 
 
 @pytest.mark.parametrize(

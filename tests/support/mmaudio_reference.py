@@ -34,6 +34,11 @@ def manifest(file: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, (shape, _) in tensors.items()}
 
 
+def published_on_meta(file: str) -> dict[str, Tensor]:
+    """The tensors of a published file, without values."""
+    return {name: torch.empty(shape, device="meta") for name, shape in manifest(file).items()}
+
+
 def seeded_tensors(shapes: Shapes) -> Folded:
     """A published file's tensors, made when they are looked up."""
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from support.paths import PARITY
 from torch import Tensor, nn
 
+from thinksound.models.flow import Conditions, FlowTransformer
 from thinksound.models.mmdit import MMDiTConfig
 from thinksound.models.oobleck import OobleckConfig
 from thinksound.models.synchformer import SynchformerConfig
@@ -78,3 +79,26 @@ def relative_l2(got: Tensor, wanted: Tensor) -> float:
 def assert_close(got: Tensor, wanted: Tensor, limit: float = RELATIVE_L2) -> None:
     error = relative_l2(got, wanted)
     assert error <= limit, f"relative L2 error {error:.2e} is above {limit:.0e}"
+
+
+def assert_matches(found: Mapping[str, Tensor], golden: Mapping[str, Tensor]) -> dict[str, float]:
+    """Compare with all tensors of a golden file; returns the relative error of each."""
+    assert set(found) == set(golden)
+    for name, tensor in found.items():
+        assert_close(tensor, golden[name])
+    return {name: relative_l2(tensor, golden[name]) for name, tensor in found.items()}
+
+
+def assert_projected(network: FlowTransformer, conditions: Conditions, golden: Mapping[str, Tensor]) -> None:
+    """Compare projected conditions, rotary tables and the sinusoids of flow time with a golden file's."""
+    assert_close(conditions.clip, golden["mid.cond.clip_f"])
+    assert_close(conditions.text, golden["mid.cond.text_f"])
+    assert_close(conditions.sync, golden["mid.cond.sync_f"])
+    for table, name in (
+        (conditions.latent_rotary, "mid.latent_rot"),
+        (conditions.clip_rotary, "mid.clip_rot"),
+    ):
+        assert_close(table[0], golden[name][0, :, :, 0, 0])
+        assert_close(table[1], golden[name][0, :, :, 1, 0])
+    assert torch.equal(network.t_embed.frequencies(torch.device("cpu")), golden["mid.t_freqs"])
+    assert_close(network.t_embed.sinusoids(golden["in.t"]), golden["mid.t_sinusoid"])

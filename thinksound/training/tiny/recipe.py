@@ -175,8 +175,7 @@ def train_sync(folder: Path, extent: Extent = FULL, progress: Progress | None = 
     initialise_motion(synchformer, SEED)
     learner = SyncLearner(synchformer, SYNC_OPTIONS, *_films(folder, extent), SEED)
     trainer = _trainer(learner, extent.loop(SYNC_LOOP), folder / "sync", SYNC_OPTIONS)
-    trainer.run(progress, "sync")
-    _install(folder, "synchformer.safetensors", trainer.averages["synchformer"])
+    _pretrain(folder, trainer, "synchformer.safetensors", progress)
 
 
 def train_pictures(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
@@ -186,8 +185,7 @@ def train_pictures(folder: Path, extent: Extent = FULL, progress: Progress | Non
     calm(metaclip.model)
     learner = PictureLearner(metaclip, PICTURE_OPTIONS, *_films(folder, extent))
     trainer = _trainer(learner, extent.loop(PICTURE_LOOP), folder / "pictures", PICTURE_OPTIONS)
-    trainer.run(progress, "pictures")
-    _install(folder, "metaclip/model.safetensors", trainer.averages["metaclip"])
+    _pretrain(folder, trainer, "metaclip/model.safetensors", progress)
 
 
 def train_texts(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
@@ -196,8 +194,14 @@ def train_texts(folder: Path, extent: Extent = FULL, progress: Progress | None =
     trainable(t5.model)
     learner = TextLearner(t5, MadeTexts(), batch=32, learning_rate=1e-3, seed=SEED)
     trainer = _trainer(learner, extent.loop(TEXT_LOOP), folder / "texts")
-    trainer.run(progress, "texts")
-    _install(folder, "t5/model.safetensors", trainer.averages["t5"])
+    _pretrain(folder, trainer, "t5/model.safetensors", progress)
+
+
+def _pretrain(folder: Path, trainer: Trainer, file: str, progress: Progress | None) -> None:
+    """Train an encoder to its last step; its averaged weights become ``file`` of the preset."""
+    trainer.run(progress, trainer.folder.name)
+    (network,) = trainer.averages.values()
+    _install(folder, file, network)
 
 
 def prepare(folder: Path, part: int, extent: Extent = FULL, progress: Progress | None = None) -> None:
