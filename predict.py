@@ -20,9 +20,9 @@ import thinksound
 from thinksound import Options, ThinkSoundError
 from thinksound.checkpoints.download import download
 from thinksound.checkpoints.registry import default_weights_dir
-from thinksound.commands.progress import tenths
 from thinksound.errors import printable
 from thinksound.presets import DEFAULT_PRESET, get_preset
+from thinksound.progress import tenths
 from thinksound.serving.coglet import SCHEMA, accept_null, fill_in
 from thinksound.serving.inputs import Limits, fetch
 from thinksound.serving.worker import OUTPUT, Worker

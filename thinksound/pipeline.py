@@ -33,13 +33,13 @@ from .media.decode import DecodedVideo, decode_video
 from .media.mux import MuxResult, mux
 from .media.probe import SOFTWARE
 from .presets import DEFAULT_PRESET, Preset, get_preset
+from .progress import Progress
 from .request import (
     DURATION,
     MAX_SEED,
     OPTIONS,
     Limits,
     Options,
-    Progress,
     Texts,
     as_path,
     by_current_names,

@@ -1,4 +1,4 @@
-"""What a request may ask for: its options with their limits and names, its texts, and its progress.
+"""What a request may ask for: its options with their limits and names, and its texts.
 
 Command line, Python and Cog check by these. An `InputError` carries the name of its option, so that the
 command line can spell it as it was typed.
@@ -10,7 +10,7 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -21,10 +21,6 @@ from .rates import MAX_DURATION_S, MIN_DURATION_S
 
 MAX_SEED = 2**32 - 1  # what the original's seeding accepts
 MAX_TEXT = 10_000  # characters; the encoders read the first 77 tokens
-
-# Called as progress(stage, done, total) while something is at work. A stage is a network, a file, or a key of
-# `commands.progress.STAGES`; done and total count its steps, clips or bytes.
-Progress = Callable[[str, int, int], None]
 
 # Names that options had before, or have elsewhere; scripts that use them go on working.
 OLDER_NAMES = {

@@ -11,7 +11,8 @@ import av
 import pytest
 from support.paths import ROOT
 
-from thinksound.commands.progress import Bars, tenths
+from thinksound.commands.progress import Bars
+from thinksound.progress import tenths
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from typing import Literal, get_type_hints
 
 from ..errors import WeightsError
 from ..json_files import read_object
-from ..request import Progress
+from ..progress import Progress
 from .locate import present_files
 from .registry import repository_weights_dir
 

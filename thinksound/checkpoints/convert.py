@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..request import Progress
+from ..progress import Progress
 from . import checksums
 from .checksums import file_sha256
 from .load import NAMES, OWN, Fold, NamedTensors

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import WeightsError
-from ..request import Progress
+from ..progress import Progress
 from . import cache, checksums, hub
 from .checksums import file_sha256
 from .hub import WeakFileLock, constants

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import InputError, ThinkSoundError
 from ..presets import DEFAULT_PRESET, PRESETS
-from ..request import OLDER_NAMES, Limits, Progress
+from ..progress import Progress
+from ..request import OLDER_NAMES, Limits
 from ..runtime.precision import DTYPES
 
 if TYPE_CHECKING:

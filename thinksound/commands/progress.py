@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
-from ..request import Progress
+from ..progress import tenths
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -20,19 +19,6 @@ STAGES = {
     "clips": "Clips",
     "train": "Training",
 }
-
-
-def tenths(report: Callable[[str, int, int], object]) -> Progress:
-    """Pass progress on, at most ten times per stage: for logs."""
-    reached: dict[str, int] = {}
-
-    def throttled(stage: str, done: int, total: int) -> None:
-        tenth = 10 * done // total
-        if tenth > reached.get(stage, 0):
-            reached[stage] = tenth
-            report(stage, done, total)
-
-    return throttled
 
 
 def _line(stage: str, done: int, total: int) -> None:

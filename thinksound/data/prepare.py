@@ -25,7 +25,7 @@ from .. import __version__
 from ..errors import InputError, ThinkSoundError
 from ..media.files import check_output, make_folder, whole_file
 from ..pipeline import Pipeline
-from ..request import Progress
+from ..progress import Progress
 from ..runtime.placement import memory_errors
 from .clips import Clip, Skipped, Source, hash_of
 from .shards import (

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, OutputError
 from ..media.files import whole_file
-from ..request import Progress
+from ..progress import Progress
 from .log import RunLog
 from .options import LoopOptions
 from .processes import (

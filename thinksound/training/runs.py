@@ -24,7 +24,7 @@ from ..families.protocol import TRANSFORMER, Family
 from ..media.files import make_folder
 from ..models.flow import FlowTransformer
 from ..presets import Preset, get_preset
-from ..request import Progress
+from ..progress import Progress
 from ..runtime.placement import detect_machine, memory_errors
 from .flow import FlowLearner, initialise_flow, recompute_blocks
 from .log import check_tensorboard

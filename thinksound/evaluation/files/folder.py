@@ -25,8 +25,8 @@ from ...media.files import whole_file
 from ...media.soundtrack import Soundtrack, read_sound
 from ...models.synchformer_audio import OffsetConfig
 from ...models.synchformer_offset import SynchformerOffset
+from ...progress import Progress
 from ...rates import MAX_DURATION_S, MIN_DURATION_S
-from ...request import Progress
 from .clap import Clap, load_clap
 from .desync import RATE, predict_offsets
 from .distribution import inception_score, kl_divergence

@@ -19,7 +19,7 @@ from ...data.sources import made_sources
 from ...errors import InputError
 from ...families.protocol import TRANSFORMER
 from ...pipeline import Pipeline
-from ...request import Progress
+from ...progress import Progress
 from ...runtime.placement import memory_errors
 from ...synthetic.make import CLIP_S
 from ...synthetic.seeds import MEASURED

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ...media.files import make_folder, whole_file
-from ...request import Progress
+from ...progress import Progress
 from ...synthetic.kinds import KINDS
 from ...synthetic.make import CLIP_S, make_scene
 from ...synthetic.scene import Scene

@@ -17,7 +17,7 @@ from ...data.sounds import draw_excerpt
 from ...encoders.views import METACLIP_VIEW, SYNC_VIEW
 from ...errors import OutputError
 from ...media.files import whole_file
-from ...request import Progress
+from ...progress import Progress
 from ...synthetic.make import CLIP_S, make_scene
 from ...synthetic.seeds import STEERING, TRAINING
 from ...synthetic.sound import synthesise

@@ -30,7 +30,7 @@ from ...models.motion import MotionEncoder
 from ...models.spectrogram_vae import SpectrogramVAE
 from ...pipeline import load
 from ...presets import TINY
-from ...request import Progress
+from ...progress import Progress
 from ...synthetic.make import CLIP_S
 from ..flow import FlowLearner, initialise_flow
 from ..loop import CHECKPOINT, Learner, Trainer, read_checkpoint, trainable
