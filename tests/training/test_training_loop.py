@@ -90,16 +90,38 @@ def test_the_schedule_reaches_the_weights(tmp_path):
     assert learner.value == pytest.approx(2 * (0.25 + 0.5 + 0.75 + 1))
 
 
-def test_averages_follow_the_weights_as_computed_by_hand(tmp_path):
-    trainer = Trainer(Climber(), options(50, ema_decay=0.6), tmp_path)
+def averages_by_hand(steps: int, ema_decay: float) -> list[float]:
+    """The average after each step of a weight that is 1, 2, 3, ... then; early steps average over less."""
+    means = [0.0]
+    for step in range(1, steps + 1):
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        means.append(decay * means[-1] + (1 - decay) * step)
+    return means[1:]
+
+
+@pytest.mark.parametrize("steps", [3, 50])
+def test_averages_follow_the_weights_as_computed_by_hand(tmp_path, steps):
+    trainer = Trainer(Climber(), options(steps, ema_decay=0.6), tmp_path)
     trainer.run()
-    mean = 0.0
-    for step in range(1, 51):
-        decay = min(0.6, (1 + step) / (10 + step))
-        mean = decay * mean + (1 - decay) * step
+    mean = averages_by_hand(steps, 0.6)[-1]
     assert weight_of(trainer.averages).item() == pytest.approx(mean, rel=1e-5)
-    # Far from the start an average of decay d lags d / (1 - d) steps behind.
-    assert mean == pytest.approx(50 - 1.5, abs=1e-3)
+    if steps == 50:  # far from the start an average of decay d lags d / (1 - d) steps behind
+        assert mean == pytest.approx(50 - 1.5, abs=1e-3)
+
+
+def test_validation_and_samples_see_the_averaged_weights(tmp_path):
+    sampled: list[float] = []
+
+    def write(networks: Mapping[str, nn.Module], folder: Path) -> None:
+        sampled.append(weight_of(networks).item())
+
+    often = options(6, ema_decay=0.9, validate_every=1, sample_every=1)
+    Trainer(Climber(), often, tmp_path, write_samples=write).run()
+    validated = [float(row[3]) for row in rows(tmp_path) if row[1] == "validation"]
+    wanted = averages_by_hand(6, 0.9)
+    assert all(abs(mean - step) > 0.1 for step, mean in enumerate(wanted, 1))  # what the raw weights are
+    assert validated == pytest.approx(wanted, rel=1e-5)
+    assert sampled == pytest.approx(wanted, rel=1e-5)
 
 
 def test_what_is_frozen_is_neither_copied_nor_stored(tmp_path):
@@ -147,7 +169,6 @@ def test_the_log_holds_each_step_once_after_a_kill(tmp_path):
     steps = [row[0] for row in rows(tmp_path) if row[1:3] == ["train", "gradient"]]
     assert steps == ["1", "2", "3", "4", "5", "6"]
     assert rows(tmp_path)[0] == ["step", "kind", "name", "value"]
-    assert [row[3] for row in rows(tmp_path) if row[1] == "validation"][-1] != "6"  # of the averages
 
 
 def test_older_checkpoints_are_kept_where_that_is_wanted(tmp_path):
