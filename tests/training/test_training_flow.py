@@ -242,6 +242,22 @@ def test_a_fresh_network_gives_no_velocity_and_still_learns(clips):
     assert learner.validate({"dit": network})["loss"] < 0.95 * learner.validate({"dit": fresh})["loss"]
 
 
+def test_weight_decay_shrinks_matrices_and_nothing_else(clips):
+    """AdamW takes the rate times the decay off a weight, whatever its gradient is."""
+    rate, decay = 1e-2, 0.5
+
+    def after(weight_decay: float) -> dict[str, torch.Tensor]:
+        options = FlowOptions(batch=2, learning_rate=rate, weight_decay=weight_decay)
+        learner = FlowLearner(network := small_network(), options, clips)
+        learner.train_step(0, step_generator(0, 0), Update(1.0))
+        return dict(network.named_parameters())
+
+    plain, decayed = after(0.0), after(decay)
+    for name, start in small_network().named_parameters():
+        taken = rate * decay * start if start.dim() > 1 else torch.zeros_like(start)
+        torch.testing.assert_close(plain[name] - decayed[name], taken, atol=1e-6, rtol=1e-4, msg=name)
+
+
 def test_clips_of_another_preset_are_refused(clips):
     for preset in (TINY, LIGHT):
         with pytest.raises(InputError, match="prepare the files again with --preset"):
