@@ -65,6 +65,18 @@ def test_missing_samples_are_filled_without_a_click(missing: int) -> None:
         assert fitted[:, 4096 : 4096 + missing // 4].abs().max() > 16000  # and it is no silence
 
 
+def test_what_is_filled_is_the_mirror_image_under_a_raised_cosine() -> None:
+    missing = 400
+    constant = torch.full((2, 1024), 20_000, dtype=torch.int16)
+    filled = fit_length(constant, 1024 + missing, 1024)[:, 1024:]
+    wanted = 20_000 * (1 + torch.cos(torch.pi * torch.arange(1, missing + 1) / missing)) / 2
+    assert (filled - wanted).abs().max() <= 0.51  # rounding
+    ramp = torch.arange(1024, dtype=torch.int16).expand(2, -1)
+    mirrored = fit_length(ramp, 1024 + missing, 1024)[:, 1024:]
+    wanted = (1022 - torch.arange(missing)) * wanted / 20_000
+    assert (mirrored - wanted).abs().max() <= 0.51
+
+
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_every_duration_can_be_reached_from_its_latents(preset: Preset) -> None:
     sound = family_of(preset).sound
