@@ -199,6 +199,7 @@ def box(kind: bytes, *content: bytes) -> bytes:
     [
         ([(3000, 0)], Fraction(5)),
         ([(3000, 1024)], Fraction(5)),
+        ([(3001, 0)], Fraction(3001, 600)),  # exact: no multiple of a millisecond
         ([(600, -1), (3000, 512)], Fraction(6)),  # a pause, then the pictures
         ([(0, 0)], None),  # a fragmented file: not known yet
         ([(600, -1)], None),
@@ -229,6 +230,24 @@ def test_an_edit_list_is_read_where_it_says_no_more_than_start_and_end(
     path.write_bytes(box(b"ftyp", b"isom") + box(b"moov", header, *tracks) + box(b"mdat", bytes(10)))
     assert edit_list_end(path, 2) == end
     assert edit_list_end(path, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("changed_ms", "duration_s"), [(0, 1.0), (2, 1.0), (-2, 1.0), (3, 1.003), (-5, 0.995)]
+)
+def test_an_edit_list_decides_the_end_where_it_differs_by_more_than_its_rounding(
+    tmp_path: Path, changed_ms: int, duration_s: float
+) -> None:
+    """25 frames at 25 per second, and an edit list in milliseconds that says another length."""
+    content = make.render(tmp_path / "whole.mp4").read_bytes()
+    place = content.index(b"elst") + 12  # of the first edit's duration, after version and count
+    length_ms = int.from_bytes(content[place : place + 4], "big")
+    assert length_ms == 1000
+    changed = (length_ms + changed_ms).to_bytes(4, "big")
+    (tmp_path / "changed.mp4").write_bytes(content[:place] + changed + content[place + 4 :])
+    video = decode_video(tmp_path / "changed.mp4")
+    assert video.frame_count == 25
+    assert video.duration_s == pytest.approx(duration_s, abs=1e-9)
 
 
 def test_an_edit_list_that_cannot_be_read_is_ignored(clips: Path, tmp_path: Path) -> None:
