@@ -24,7 +24,9 @@ from thinksound.evaluation.made.spectra import RATE
 from thinksound.evaluation.made.table import markdown_table
 from thinksound.synthetic.kinds import KINDS
 from thinksound.synthetic.make import make_scene
+from thinksound.synthetic.scene import Event, Room
 from thinksound.synthetic.seeds import JUDGES
+from thinksound.synthetic.sound import synthesise
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +83,39 @@ def test_each_defect_shows_in_its_measure(judges, references, truth):
     assert measured(judges, references, lambda sound: (sound * pulse).astype(np.float32))["buzz_db"] > 3
     gate = np.tile(np.linspace(1, 0, round(0.1 * RATE)), 40).astype(np.float32)
     assert measured(judges, references, lambda sound: sound * gate)["decay_error"] > 0.2
+
+
+def struck_at(*onsets: float) -> Reference:
+    """A wooden ball in the open air that strikes at these times of four seconds."""
+    scene = next(scene for seed in SEEDS if (scene := make_scene("standard", seed)).sources[0].kind == "ball")
+    events = tuple(Event(onset, 0.8, 0.0) for onset in onsets)
+    source = replace(scene.sources[0], material="wood", events=events)
+    return Reference.of(replace(scene, sources=(source,), room=Room("open air", 0.05, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("onsets", "counted"),
+    [
+        ((1.0, 2.0, 3.0), 3),
+        ((1.0, 1.35, 3.0), 2),  # the second comes within 0.4 s of the first
+        ((1.0, 1.15, 3.0), 1),  # and also the first within 0.2 s before the second
+        ((0.05, 3.7), 1),  # the last has 0.3 s until the clip ends; what was before the clip is silence
+    ],
+)
+def test_ring_downs_are_measured_of_impacts_with_silence_around_them(judges, onsets, counted):
+    reference = struck_at(*onsets)
+    sound = reference.waveform
+    decays = score_clip(reference, sound, judges.listen(sound), LATENT_RATE).decays
+    assert decays == (1.0,) * counted
+
+
+def test_a_ring_down_ratio_is_of_the_sound_over_the_truth(judges):
+    reference = struck_at(1.0, 2.0, 3.0)
+    longer = replace(reference.scene.sources[0], size=1.6 * reference.scene.sources[0].size)
+    sound = synthesise(replace(reference.scene, sources=(longer,)), RATE)
+    decays = score_clip(reference, sound, judges.listen(sound), LATENT_RATE).decays
+    assert len(decays) == 3
+    assert all(1.2 < ratio < 2 for ratio in decays)  # a larger body rings longer
 
 
 def test_silence_scores_nothing_and_breaks_nothing(judges, references):
