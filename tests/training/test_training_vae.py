@@ -17,7 +17,14 @@ from thinksound.models.oobleck import AudioVAE, OobleckConfig
 from thinksound.models.spectrogram_vae import SpectrogramVAE, SpectrogramVAEConfig
 from thinksound.training.loop import Trainer, Update, step_generator
 from thinksound.training.options import LoopOptions
-from thinksound.training.spectral import Discriminator, discriminator_loss, spectral_loss
+from thinksound.training.spectral import (
+    Discriminator,
+    Verdicts,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+    spectral_loss,
+)
 from thinksound.training.tiny.spectral_vae import (
     SpectralVAELearner,
     SpectralVAEOptions,
@@ -90,6 +97,83 @@ def test_the_discriminator_joins_at_its_step_and_everything_stays_finite():
     assert training.validate(training.networks)["spectral"] > 0
 
 
+class Recorder(Update):
+    """An update that keeps the losses that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(clip_norm=1.0)
+        self.losses: list[float] = []
+
+    def __call__(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
+        self.losses.append(loss.item())
+        return super().__call__(loss, optimizer)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    weights = {"spectral_weight": 0.7, "kl_weight": 0.3, "adversarial_weight": 1.1, "feature_weight": 1.7}
+    row = learner(adversarial_from=0, **weights).train_step(0, step_generator(0, 0), recorder := Recorder())
+    judging, whole = recorder.losses
+    assert judging == pytest.approx(row["discriminator"])
+    parts = (row[name] for name in ("spectral", "kl", "adversarial", "features"))
+    wanted = sum(weight * part for weight, part in zip(weights.values(), parts, strict=True))
+    assert whole == pytest.approx(wanted, rel=1e-5)
+    assert min(abs(row[name]) for name in ("spectral", "kl", "adversarial", "features")) > 1e-4
+
+
+def test_the_decoder_learns_from_latents_with_the_noise_of_their_posterior():
+    first, same, other = (
+        learner().train_step(0, step_generator(seed, 0), Update(1.0))["spectral"] for seed in (0, 0, 1)
+    )
+    assert first == same != other  # the sounds are the same each time
+
+
+@pytest.mark.parametrize("part", ["spectral_weight", "kl_weight", "adversarial_weight", "feature_weight"])
+def test_every_part_of_the_loss_alone_trains_the_vae(part):
+    none = {"spectral_weight": 0.0, "kl_weight": 0.0, "adversarial_weight": 0.0, "feature_weight": 0.0}
+    training = learner(adversarial_from=0, **{**none, part: 1.0})
+    assert training.train_step(0, step_generator(0, 0), Update(1.0))["gradient"] > 1e-4
+
+
+def test_each_network_has_its_own_learning_rate():
+    """AdamW's first step has the size of the rate wherever there is a gradient."""
+    training = learner(adversarial_from=0, learning_rate=1e-3, discriminator_rate=4e-3)
+    before = {
+        name: [parameter.detach().clone() for parameter in network.parameters()]
+        for name, network in training.networks.items()
+    }
+    training.train_step(0, step_generator(0, 0), Update(1.0))
+    for name, rate in (("vae", 1e-3), ("discriminator", 4e-3)):
+        after = training.networks[name].parameters()
+        change = max((now - then).abs().max().item() for then, now in zip(before[name], after, strict=True))
+        assert change == pytest.approx(rate, rel=1e-2), name
+
+
+def test_the_discriminator_is_taught_that_the_sounds_are_real_and_the_results_are_not():
+    # With a VAE that does not try to fool it.
+    training = learner(
+        adversarial_from=0, adversarial_weight=0.0, feature_weight=0.0, discriminator_rate=1e-2
+    )
+    for step in range(12):
+        training.train_step(step, step_generator(0, step), Update(1.0))
+    real = Tones().batch(4, 1024, torch.Generator())
+    with torch.no_grad():
+        fake = training.vae.decode(training.vae.encode(real)[0])
+        above, below = (
+            torch.stack([logits.mean() for logits, _ in training.discriminator(sound)]).mean()
+            for sound in (real, fake)
+        )
+    assert above > below + 0.1
+
+
+def test_validation_is_of_the_network_that_is_given():
+    training, other = learner(), initialise_vae(SMALL, 1)
+    sound = Tones().held_out(64 * SMALL.hop)
+    with torch.no_grad():
+        wanted = spectral_loss(other.decoder(other.encode(sound)[0]), sound, OPTIONS.spectral_sizes).item()
+    assert training.validate({"vae": other})["spectral"] == pytest.approx(wanted, rel=1e-5)
+    assert training.validate(training.networks)["spectral"] != pytest.approx(wanted, rel=1e-3)
+
+
 def test_a_discriminator_learns_to_tell_noise_from_tones():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -116,6 +200,29 @@ def test_the_spectral_loss_is_zero_for_equal_sound_and_blind_to_its_sign():
     assert 0 < spectral_loss(softer, sound, (256, 64)) < spectral_loss(changed, sound, (256, 64))
 
 
+def test_the_spectral_loss_of_half_the_sound_has_its_closed_form():
+    """Every magnitude halves: ln 2 of their logarithms, and half of their norm."""
+    noise = 10 * torch.randn(2, 2, 4096, generator=torch.Generator().manual_seed(0))
+    assert spectral_loss(noise / 2, noise, (256, 64)).item() == pytest.approx(np.log(2) + 0.5, rel=1e-3)
+
+
+def test_the_spectral_loss_hears_channels_that_cancel_each_other():
+    """Left and right alone are equal; their sum and difference are not."""
+    left = Tones().batch(2, 2048, torch.Generator())[:, 0]
+    assert spectral_loss(torch.stack([left, -left], 1), torch.stack([left, left], 1), (256, 64)) > 0.5
+
+
+def test_the_losses_of_verdicts_have_their_closed_forms():
+    def verdict(logit: float, feature: float) -> Verdicts:
+        return [(torch.tensor([logit]), [torch.tensor([feature])])]
+
+    real, fake = verdict(0.75, 2.0), verdict(-0.5, 3.0)
+    assert discriminator_loss(real, fake).item() == pytest.approx(0.25 + 0.5)
+    assert discriminator_loss(verdict(1.5, 0.0), verdict(-1.5, 0.0)).item() == 0  # beyond the margin
+    assert adversarial_loss(fake).item() == 0.5
+    assert feature_matching_loss(real, fake).item() == pytest.approx(1 / 2)  # relative to the real ones
+
+
 def test_standardised_latents_have_deviation_one_and_sound_the_same():
     training = learner()
     for step in range(8):
@@ -137,6 +244,19 @@ def test_standardised_latents_have_deviation_one_and_sound_the_same():
         narrower = vae.sample(mean, scale + to_narrow, torch.ones_like(mean))[0] - mean
         expected = spread / deviation[:, None]
         torch.testing.assert_close(narrower, expected, atol=2e-4, rtol=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_fresh_vae_keeps_the_power_adds_little_noise_and_is_quiet(seed):
+    vae = initialise_vae(SMALL, seed)
+    noise = torch.randn(4, 2, 1024, generator=torch.Generator().manual_seed(seed))
+    latents = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        mean, scale = vae.encode(noise)
+        sound = vae.decode(latents)
+    assert 0.5 < mean.std() < 3
+    assert -4 < scale.mean() < -2  # a posterior deviation of softplus(-3), which is 0.05
+    assert 0.01 < sound.std() < 0.1
 
 
 def test_a_run_of_the_vae_resumes_bit_exactly(tmp_path):
