@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.reference import four
 from support.training_data import random_batch, write_clips
+from torch.nn.functional import softplus
 
 from thinksound.data.shards import Batch, PreparedClips
 from thinksound.errors import InputError
@@ -55,7 +56,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> PreparedClips:
 
 def small_network(seed: int = 0, recompute: bool = False) -> MMDiT:
     """Values that are not at a start, so that every weight matters."""
-    network = MMDiT(SMALL.mmdit)
+    network = MMDiT(FAMILY.sizes.mmdit)
     initialise_flow(network, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -131,9 +132,12 @@ def test_what_is_absent_is_replaced_by_null_features():
 def test_null_features_learn_where_something_is_absent(clips):
     network = small_network()
     learner = FlowLearner(network, FAMILY, FlowOptions(batch=6, drop_one=0.5), clips)
-    before = network.empty_clip_feat.detach().clone()
+    before = {name: value.clone() for name, value in network.named_parameters() if "empty" in name}
     learner.train_step(0, step_generator(0, 0), Update(1.0))
-    assert not torch.equal(network.empty_clip_feat, before)
+    after = dict(network.named_parameters())
+    assert len(before) == 4  # texts are in every clip: what stands for them learns from dropped ones alone
+    for name, value in before.items():
+        assert not torch.equal(after[name], value), name
 
 
 def test_every_round_has_every_clip_once_in_another_order():
@@ -141,6 +145,7 @@ def test_every_round_has_every_clip_once_in_another_order():
     rounds = [order[start : start + 7] for start in (0, 7, 14)]
     assert [sorted(each) for each in rounds] == [list(range(7))] * 3
     assert len({tuple(each) for each in rounds}) == 3
+    assert epoch_order(7, seed=2, start=0, length=7) != rounds[0]
     # From anywhere the list goes on as it does from its start.
     assert epoch_order(7, seed=1, start=5, length=9) == order[5:14]
 
@@ -179,7 +184,7 @@ class _Some(PreparedClips):
         self.names = self.names[:count]
 
 
-@pytest.mark.parametrize("parts", [2, 3, 6])
+@pytest.mark.parametrize("parts", [2, 3, 4, 6])
 def test_a_step_in_parts_is_the_same_step(clips, parts):
     whole = weights_after_one_step(clips, FlowOptions(batch=6))
     torch.testing.assert_close(weights_after_one_step(clips, FlowOptions(batch=6, parts=parts)), whole)
@@ -217,6 +222,88 @@ def test_validation_is_the_same_every_time(clips):
     assert alone.validate({"dit": network}) == {}
 
 
+def fresh_network() -> MMDiT:
+    """A network whose velocity is 0 everywhere: its loss is the mean square of the true one."""
+    network = MMDiT(FAMILY.sizes.mmdit)
+    initialise_flow(network, 0)
+    return network
+
+
+def mean_square_velocity(clips: PreparedClips, chosen: list[int], generator: torch.Generator) -> float:
+    """Of the flow between noise and latents drawn from their posterior, in the order of the draws."""
+    batch = clips.batch(chosen)
+    latent_noise = torch.randn(batch.latent_mean.shape, generator=generator)
+    noise = torch.randn(batch.latent_mean.shape, generator=generator)
+    latents = batch.latent_mean + (softplus(batch.latent_scale) + 1e-4) * latent_noise
+    return (noise - latents).square().mean().item()
+
+
+def test_a_step_asks_for_the_velocity_between_noise_and_drawn_latents(clips):
+    for step in (0, 1):
+        options = FlowOptions(batch=5, parts=4)  # in two, two and one
+        row = FlowLearner(fresh_network(), FAMILY, options, clips, seed=3).train_step(
+            step, step_generator(0, step), Update(1.0)
+        )
+        chosen = epoch_order(6, 3, 5 * step, 5)
+        wanted = mean_square_velocity(clips, chosen, step_generator(0, step))
+        assert row["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_validation_is_the_mean_over_clips_and_five_times(clips):
+    learner = FlowLearner(network := fresh_network(), FAMILY, FlowOptions(batch=4), clips, clips)
+    times: list[float] = []
+
+    def record(module: MMDiT, inputs: tuple[torch.Tensor, ...]) -> None:
+        times.extend(inputs[1].tolist())
+
+    network.register_forward_pre_hook(record)
+    loss = learner.validate({"dit": network})["loss"]
+    assert times == pytest.approx(
+        [time for count in (4, 2) for time in (0.1, 0.3, 0.5, 0.7, 0.9) for _ in range(count)]
+    )
+    generator = torch.Generator().manual_seed(0)
+    four, two = (mean_square_velocity(clips, chosen, generator) for chosen in ([0, 1, 2, 3], [4, 5]))
+    assert loss == pytest.approx((4 * four + 2 * two) / 6, rel=1e-5)
+
+
+def test_validation_sees_every_condition(clips):
+    network = small_network()
+    learner = FlowLearner(network, FAMILY, FlowOptions(batch=6), clips, clips)
+    loss = learner.validate({"dit": network})["loss"]
+    for empty in (network.empty_clip_feat, network.empty_sync_feat):
+        with torch.no_grad():
+            empty.add_(1)
+    # Clips with frames do not see what stands for missing ones; the clips without do.
+    assert learner.validate({"dit": network})["loss"] != loss
+    learner.validation = _Some(clips, 2)  # both have frames
+    loss = learner.validate({"dit": network})["loss"]
+    for empty in (network.empty_clip_feat, network.empty_sync_feat):
+        with torch.no_grad():
+            empty.add_(1)
+    assert learner.validate({"dit": network})["loss"] == loss
+
+
+def test_the_optimizer_has_the_rate_and_betas_that_were_asked_for(clips):
+    options = FlowOptions(batch=2, learning_rate=0.125, betas=(0.5, 0.75))
+    for group in FlowLearner(small_network(), FAMILY, options, clips).optimizers["dit"].param_groups:
+        assert (group["lr"], group["betas"]) == (0.125, (0.5, 0.75))
+
+
+def test_a_fresh_network_keeps_the_power_of_what_goes_through_it():
+    for name, value in fresh_network().named_parameters():
+        if "adaLN" in name or name.startswith("final_layer.conv"):
+            assert value.abs().max() == 0, name
+        elif "empty" in name or name == "sync_pos_emb":
+            assert value.std().item() == pytest.approx(0.02, rel=0.3), name
+        elif value.dim() == 1:
+            assert value.unique().tolist() == [1.0 if name.endswith("norm.weight") else 0.0], name
+        else:  # Glorot's: the mean of what keeps the power forwards and backwards
+            outputs, inputs, *kernel = value.shape
+            size = int(torch.tensor(kernel).prod()) if kernel else 1
+            wanted = (2 / ((inputs + outputs) * size)) ** 0.5
+            assert value.std().item() == pytest.approx(wanted, rel=0.15), name
+
+
 def test_products_in_bfloat16_stay_close_and_leave_weights_in_float32(clips):
     whole = weights_after_one_step(clips, FlowOptions(batch=2))
     half = weights_after_one_step(clips, FlowOptions(batch=2, dtype="bfloat16"))
@@ -227,7 +314,7 @@ def test_products_in_bfloat16_stay_close_and_leave_weights_in_float32(clips):
 
 
 def test_a_fresh_network_gives_no_velocity_and_still_learns(clips):
-    network = MMDiT(SMALL.mmdit)
+    network = MMDiT(FAMILY.sizes.mmdit)
     initialise_flow(network, 0)
     batch = random_batch(2, family=FAMILY)
     conditions = conditions_of(network, batch)
@@ -237,7 +324,7 @@ def test_a_fresh_network_gives_no_velocity_and_still_learns(clips):
         learner.train_step(step, step_generator(0, step), Update(1.0))
     assert learner.validate({"dit": network}) == {}
     learner.validation = clips
-    fresh = MMDiT(SMALL.mmdit)
+    fresh = MMDiT(FAMILY.sizes.mmdit)
     initialise_flow(fresh, 0)
     assert learner.validate({"dit": network})["loss"] < 0.95 * learner.validate({"dit": fresh})["loss"]
 
@@ -248,7 +335,7 @@ def test_weight_decay_shrinks_matrices_and_nothing_else(clips):
 
     def after(weight_decay: float) -> dict[str, torch.Tensor]:
         options = FlowOptions(batch=2, learning_rate=rate, weight_decay=weight_decay)
-        learner = FlowLearner(network := small_network(), options, clips)
+        learner = FlowLearner(network := small_network(), FAMILY, options, clips)
         learner.train_step(0, step_generator(0, 0), Update(1.0))
         return dict(network.named_parameters())
 
