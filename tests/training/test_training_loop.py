@@ -124,6 +124,26 @@ def test_validation_and_samples_see_the_averaged_weights(tmp_path):
     assert sampled == pytest.approx(wanted, rel=1e-5)
 
 
+def test_groups_of_an_optimizer_keep_their_own_rates(tmp_path):
+    learner = Climber()
+    slow = nn.Parameter(torch.zeros(1))
+    learner.optimizers["weights"].add_param_group({"params": [slow], "lr": 0.25})
+    trainer = Trainer(learner, options(1, warmup=2), tmp_path)
+    trainer.run()
+    rates = [group["lr"] for group in learner.optimizers["weights"].param_groups]
+    assert rates == [0.5, 0.125]  # half of the warm-up
+
+
+def test_the_log_shows_means_since_the_row_before(tmp_path):
+    class Counter(Climber):
+        def train_step(self, step: int, generator: torch.Generator, update: Update) -> dict[str, float]:
+            return {**super().train_step(step, generator, update), "number": float(step)}
+
+    Trainer(Counter(), options(7, log_every=3), tmp_path).run()
+    means = [(row[0], float(row[3])) for row in rows(tmp_path) if row[2] == "number"]
+    assert means == [("3", 1.0), ("6", 4.0), ("7", 6.0)]
+
+
 def test_what_is_frozen_is_neither_copied_nor_stored(tmp_path):
     trainer = Trainer(learner := Climber(), options(2), tmp_path)
     trainer.run()
