@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from thinksound.config import MotionConfig
 from torch import Tensor, nn
 
-from thinksound.models.motion import MotionTower
+from thinksound.models.motion import MotionConfig, MotionTower
 
 SMALL = MotionConfig(embed_dim=16, channels=(4, 8), depth=1, image_size=16, pool=4)
 

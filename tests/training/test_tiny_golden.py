@@ -51,7 +51,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     )
     options = thinksound.Options(num_inference_steps=8, seed=0)
     result = thinksound.load("tiny", device="cpu")(video, *describe(scene), options)
-    features = {name: getattr(result.features, name) for name in GOLDEN if name.endswith("features")}
+    features = {name: result.features[name] for name in GOLDEN if name.endswith("features")}
     return features | {"latents": result.latents, "waveform": result.waveform}
 
 

@@ -166,7 +166,8 @@ def test_the_discriminator_is_taught_that_the_sounds_are_real_and_the_results_ar
 
 
 def test_validation_is_of_the_network_that_is_given():
-    training, other = learner(), initialise_vae(SMALL, 1)
+    training, other = learner(), AudioVAE(SMALL)
+    initialise_vae(other, 1)
     sound = Tones().held_out(64 * SMALL.hop)
     with torch.no_grad():
         wanted = spectral_loss(other.decoder(other.encode(sound)[0]), sound, OPTIONS.spectral_sizes).item()
@@ -248,7 +249,8 @@ def test_standardised_latents_have_deviation_one_and_sound_the_same():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_fresh_vae_keeps_the_power_adds_little_noise_and_is_quiet(seed):
-    vae = initialise_vae(SMALL, seed)
+    vae = AudioVAE(SMALL)
+    initialise_vae(vae, seed)
     noise = torch.randn(4, 2, 1024, generator=torch.Generator().manual_seed(seed))
     latents = torch.randn(4, 6, 64, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
