@@ -1,7 +1,10 @@
-"""Pictures for the two visual encoders, against the published extractor."""
+"""Frames for the visual encoders, against the published extractors."""
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -10,9 +13,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from thinksound.encoders.pixels import clip_pixels, normalize_clip, normalize_sync, sync_pixels
+from thinksound.encoders.pixels import (
+    clip_pixels,
+    normalize_clip,
+    normalize_sync,
+    squashed_pixels,
+    sync_pixels,
+)
 
 SIZES = ["48x64", "90x320", "270x480", "480x270", "301x223", "real360x480", "720x1280"]
+# First digits of the SHA-256 of each of these frames as published MMAudio squashes it, uint8 (3, 384, 384).
+SQUASHED = {
+    "270x480": "3a3fef62ae517c63",
+    "301x223": "f783abac83fa96cc",
+    "480x270": "ce5054323aeb4ae0",
+    "48x64": "643effb30d694a01",
+    "90x320": "e9e79d6ad68cce79",
+    "real360x480": "02aa1358b71e9e77",
+}
+SHAPES = [
+    *[(47, 63), (63, 47), (4, 128), (128, 4), (4, 5), (17, 500), (223, 223), (224, 224), (224, 225)],
+    *[(224, 227), (227, 224), (225, 224), (301, 223), (360, 361), (449, 448), (720, 1280)],
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +74,36 @@ def test_clip_pixels_equal_the_reference(transforms: dict[str, torch.Tensor], si
 def test_sync_pixels_equal_the_reference(transforms: dict[str, torch.Tensor], size: str) -> None:
     pixels = torch.from_numpy(sync_pixels(frame_of(transforms, size)).copy())
     assert torch.equal(pixels.permute(2, 0, 1), transforms[f"sync.{size}"])
+
+
+@pytest.mark.parametrize("size", SQUASHED)
+def test_squashed_pixels_equal_the_reference(transforms: dict[str, torch.Tensor], size: str) -> None:
+    pixels = squashed_pixels(frame_of(transforms, size)).transpose(2, 0, 1)
+    assert hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16] == SQUASHED[size]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pixels_are_those_of_torchvision(shape: tuple[int, int]) -> None:
+    """The library that the published extractors call, which is no dependency here."""
+    from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize
+
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    picture = torch.from_numpy(frame).permute(2, 0, 1)
+    sync = Compose([Resize(224, InterpolationMode.BICUBIC, antialias=True), CenterCrop(224)])
+    squashed = Resize((384, 384), InterpolationMode.BICUBIC, antialias=True)
+    assert np.array_equal(sync_pixels(frame), sync(picture).permute(1, 2, 0))
+    assert np.array_equal(squashed_pixels(frame), squashed(picture).permute(1, 2, 0))
+
+
+def test_views_load_no_encoder_and_nothing_needs_torchvision() -> None:
+    program = """
+import sys
+import thinksound.encoders.views
+assert not {"transformers", "torchvision"} & set(sys.modules)
+sys.modules["torchvision"] = None  # as if it were not installed
+import thinksound.checkpoints.load
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("shape", [(47, 63), (63, 47), (4, 128), (128, 4), (224, 224), (225, 224)])

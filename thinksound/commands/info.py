@@ -75,7 +75,7 @@ def _describe_installation(folder: Path) -> None:
 
     gpus = detect_machine().gpus
     print(f"thinksound   {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    libraries = ("torch", "torchvision", "transformers", "av", "huggingface_hub")
+    libraries = ("torch", "transformers", "av", "huggingface_hub")
     print(f"libraries    {', '.join(f'{name} {version(name)}' for name in libraries)}")
     print(f"devices      cpu{'' if gpus else ' (no CUDA GPU)'}")
     for index, gpu in enumerate(gpus):

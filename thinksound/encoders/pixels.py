@@ -1,21 +1,22 @@
-"""Pictures as the two visual encoders expect them, equal to the published extractor byte for byte.
+"""Frames as the visual encoders expect them, equal to the published extractors byte for byte.
 
-MetaCLIP sees the whole picture: padded with black to a square, then resized by Pillow.
-Synchformer sees the middle: the short side resized to 224 by torchvision, then a centre crop.
-Other libraries, or floating-point interpolation, differ by up to 2 of 255 steps; the tests hold
-both functions to equality.
+MetaCLIP sees the whole frame: padded with black to a square, then resized by Pillow. Synchformer sees the
+middle: the short side resized to 224 by PyTorch, then a centre crop. DFN5B, the CLIP of MMAudio, sees the
+whole frame squashed to a square of 384, without regard to its shape. All three are bicubic, antialiased and
+computed on uint8: the extractors call torchvision for the last two, which calls PyTorch. Another library, or
+floating-point interpolation, differs by up to 2 of 255 steps (17 for DFN5B); the tests hold all to equality.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
-IMAGE_SIZE = 224  # pixels on each side, for both encoders
+IMAGE_SIZE = 224  # pixels on each side, for MetaCLIP and Synchformer
+SQUASHED_SIZE = 384  # for DFN5B
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -57,24 +58,43 @@ def sync_pixels(frame: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (224, 224, 3).
     """
+    height, width, _ = frame.shape
+    short = min(height, width)
+    height, width = (int(IMAGE_SIZE * side / short) for side in (height, width))  # rounded down
+    top, left = (round((side - IMAGE_SIZE) / 2) for side in (height, width))  # halves to the even neighbour
+    return _resize(frame, height, width)[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+
+
+def squashed_pixels(frame: np.ndarray) -> np.ndarray:
+    """Resize a picture to a square of 384, whatever its shape.
+
+    Args:
+        frame: uint8 (height, width, 3).
+
+    Returns:
+        uint8 (384, 384, 3).
+    """
+    return _resize(frame, SQUASHED_SIZE, SQUASHED_SIZE)
+
+
+def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)  # (3, height, width)
-    picture = transforms.resize(picture, [IMAGE_SIZE], InterpolationMode.BICUBIC, antialias=True)
-    picture = transforms.center_crop(picture, [IMAGE_SIZE, IMAGE_SIZE])
-    return picture.permute(1, 2, 0).numpy()
+    resized = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]
+    return resized.permute(1, 2, 0).numpy()
 
 
 def normalize_clip(frames: Tensor) -> Tensor:
-    """Scale uint8 (N, 224, 224, 3) pictures to MetaCLIP's float32 (N, 3, 224, 224)."""
+    """Scale uint8 (N, H, W, 3) pictures to the float32 (N, 3, H, W) of either CLIP."""
     shift = torch.tensor(CLIP_MEAN, device=frames.device).view(1, 3, 1, 1)
     scale = torch.tensor(CLIP_STD, device=frames.device).view(1, 3, 1, 1)
     return _channels_first(frames).sub_(shift).div_(scale)
 
 
 def normalize_sync(frames: Tensor) -> Tensor:
-    """Scale uint8 (N, 224, 224, 3) pictures to Synchformer's float32 (N, 3, 224, 224)."""
+    """Scale uint8 (N, H, W, 3) pictures to the float32 (N, 3, H, W) of Synchformer."""
     return _channels_first(frames).sub_(SYNC_MEAN).div_(SYNC_STD)
 
 
 def _channels_first(frames: Tensor) -> Tensor:
-    """From 0..255 to 0..1, float32 (N, 3, 224, 224)."""
+    """From 0..255 to 0..1, float32 (N, 3, H, W)."""
     return frames.permute(0, 3, 1, 2).float().div_(255)

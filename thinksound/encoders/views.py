@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from ..media.views import View
 from ..models.synchformer import SYNC_FEATURES_PER_SEGMENT, SYNC_FPS, SYNC_SEGMENT, sync_segment_count
-from .pixels import IMAGE_SIZE, clip_pixels, sync_pixels
+from .pixels import IMAGE_SIZE, SQUASHED_SIZE, clip_pixels, squashed_pixels, sync_pixels
 
-CLIP_FPS = 8  # frames per second seen by MetaCLIP
+CLIP_FPS = 8  # frames per second seen by MetaCLIP and DFN5B
 
 
 def clip_frame_count(duration_s: float) -> int:
@@ -33,3 +33,6 @@ def sync_feature_count(duration_s: float) -> int:
 
 METACLIP_VIEW = View("clip", CLIP_FPS, clip_frame_count, clip_pixels, IMAGE_SIZE)
 SYNC_VIEW = View("sync", SYNC_FPS, sync_frame_count, sync_pixels, IMAGE_SIZE)
+
+DFN5B_VIEW = View("clip", CLIP_FPS, clip_frame_count, squashed_pixels, SQUASHED_SIZE, "next")
+MMAUDIO_SYNC_VIEW = View("sync", SYNC_FPS, sync_frame_count, sync_pixels, IMAGE_SIZE, "next")
