@@ -5,6 +5,12 @@ both rounded down). Two things differ from upstream ThinkSound, on purpose: ever
 extracted is given to the network (the original entry points cut or zero-pad to ``8 * int(d)`` and
 ``24 * int(d)``), and a clip shorter than one segment of Synchformer still gets one. 9 s give 72 frames
 for the CLIP and 216 Synchformer features in both.
+
+MMAudio's views pick the first frame at the time of a tick or after it, as the original does, with these
+deviations: ticks are exact, where the original's sum of 1/25 s drifts (docs/measurements.md); they count from
+the first frame, as the sound does, not from 0; and the last frame is repeated where a list falls short, so
+that sound is as long as the picture, where the original makes the sound shorter. The original's own reader is
+:func:`thinksound.media.decode.decode_video` with ``drifting=True``.
 """
 
 from __future__ import annotations

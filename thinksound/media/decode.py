@@ -41,10 +41,11 @@ from torch import Tensor
 from ..errors import InputError, MediaError, printable
 from ..rates import MAX_DURATION_S, MIN_DURATION_S
 from .editlist import edit_list_end
+from .picking import frame_list
 from .probe import VideoInfo, open_video, probe
 from .shortage import check_shortage
 from .timeline import FrameShape, PresentedFrames, TimedFrame, Timeline
-from .views import View, frame_list
+from .views import View
 
 MAX_FRAMES = 250_000  # three minutes at 1,388 fps; each takes about a kilobyte until the video is written
 
@@ -61,6 +62,7 @@ class DecodedVideo:
     timeline: Timeline  # every presented picture, for the muxer
     views: tuple[View, ...]  # which the frames were chosen for
     frames: Mapping[str, Tensor]  # by view name: uint8 (frames, size, size, 3)
+    features_duration_s: float  # seconds that the frames cover; the duration, unless the ticks drift
     notes: tuple[str, ...]  # sentences the user should read, such as "... the file is damaged ..."
 
     @property
@@ -84,6 +86,7 @@ def decode_video(
     views: Sequence[View],
     duration_s: float | None = None,
     progress: Callable[[float], None] | None = None,
+    drifting: bool = False,
 ) -> DecodedVideo:
     """Decode a video once and choose, rotate and reduce its frames for every view.
 
@@ -92,11 +95,14 @@ def decode_video(
         views: what the encoders want to see.
         duration_s: seconds to use from its beginning; the whole video by default.
         progress: called with the share done, 0 to 1.
+        drifting: read as published MMAudio does, see :mod:`thinksound.media.picking`: every view with
+            drifting ticks, sideways where the video is, and as RGB in PyAV's plain conversion.
 
     Raises:
         InputError: ``duration_s`` is not a number between 0.1 and 180.
         MediaError: the file cannot be used: see :func:`probe`; shorter than 0.1 s or longer than
             180 s; of more than 250,000 frames; or damaged so much that less than 0.1 s decodes.
+            Drifting: the frames do not fill a view.
         PlacementError: out of memory.
     """
     if duration_s is not None and not MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
@@ -108,7 +114,9 @@ def decode_video(
         if duration_s is None and _goes_on_after(container, stream, MAX_DURATION_S):
             raise _too_long(info)
     with open_video(path) as (container, stream):
-        return _Decoder(info, container, stream, views, duration_s).run(progress or (lambda _: None))
+        return _Decoder(info, container, stream, views, duration_s, drifting).run(
+            progress or (lambda _: None)
+        )
 
 
 def _too_long(info: VideoInfo) -> MediaError:
@@ -144,14 +152,16 @@ class _Decoder:
         stream: VideoStream,
         views: Sequence[View],
         duration_s: float | None,
+        drifting: bool,
     ) -> None:
         self._info = info
         # A float's own fraction would let 0.1 s reach past a picture at 1/10.
         self._cut = None if duration_s is None else Fraction(duration_s).limit_denominator(1_000_000)
         self._limit_s = duration_s if duration_s is not None else MAX_DURATION_S
-        self._lists = [frame_list(view, self._limit_s, self._cut) for view in views]
+        self._lists = [frame_list(view, self._limit_s, self._cut, drifting) for view in views]
+        self._drifting = drifting
         self._source = PresentedFrames(container, stream)
-        self._to_rgb = _ToRGB()
+        self._to_rgb: _Converter = _to_plain_rgb if drifting else _ToRGB()
         self._edit_list_end: Fraction | None = None
         if container.format.name.startswith("mov"):
             self._edit_list_end = edit_list_end(info.path, stream.id)
@@ -168,7 +178,7 @@ class _Decoder:
                 raise _too_long(self._info)
             picture = _Picture(timed, self._to_rgb)
             for frames in self._lists:
-                frames.see(timed.time, picture.rgb)
+                frames.see(timed, picture.rgb)
             if self._cut is not None and elapsed >= self._cut:
                 reached_cut = True
                 if all(frames.full for frames in self._lists):
@@ -188,18 +198,28 @@ class _Decoder:
                 f"{self._info.path}: damaged (no picture can be decoded); copy or export the file again"
             )
         timeline = self._timeline(times, tuple(shapes), shown, reached_cut)
+        covered_s = self._shrunk_duration() if self._drifting else float(timeline.duration)
         result = DecodedVideo(
             info=self._info,
             timeline=timeline,
             views=tuple(frames.view for frames in self._lists),
-            frames={
-                frames.view.name: frames.finish(frames.view.count(float(timeline.duration)))
-                for frames in self._lists
-            },
+            frames={frames.view.name: frames.finish(frames.view.count(covered_s)) for frames in self._lists},
+            features_duration_s=covered_s,
             notes=tuple(printable(note) for note in self._notes(timeline)),
         )
         progress(1.0)
         return result
+
+    def _shrunk_duration(self) -> float:
+        """Seconds for which every drifting list has frames."""
+        seconds = min([self._limit_s, *(frames.count / frames.view.fps for frames in self._lists)])
+        if any(frames.count < frames.view.count(seconds) for frames in self._lists):
+            needed = max(frames.view.count(0) / frames.view.fps for frames in self._lists)
+            raise MediaError(
+                f"{self._info.path}: the original's reader finds frames for {seconds:.2f} s of this video; "
+                f"at least {needed:.2f} s are needed; use the default reader or a longer video"
+            )
+        return seconds
 
     def _timeline(
         self, times: list[Fraction], shapes: tuple[FrameShape, ...], last: TimedFrame, reached_cut: bool
@@ -259,6 +279,15 @@ class _Decoder:
         return tuple(notes)
 
 
+# A decoded frame and the degrees that turn it upright, to uint8 (height, width, 3).
+_Converter = Callable[[VideoFrame, int], np.ndarray]
+
+
+def _to_plain_rgb(frame: VideoFrame, rotation: int) -> np.ndarray:
+    """A picture as published MMAudio converts it: as stored, without regard to its rotation."""
+    return frame.to_ndarray(format="rgb24")
+
+
 class _ToRGB:
     """Converts pictures to RGB; the filter graph is kept while size and format stay the same."""
 
@@ -289,7 +318,7 @@ class _ToRGB:
 class _Picture:
     """A decoded picture, converted once and only where a view picks it."""
 
-    def __init__(self, timed: TimedFrame, to_rgb: _ToRGB) -> None:
+    def __init__(self, timed: TimedFrame, to_rgb: _Converter) -> None:
         self._timed = timed
         self._to_rgb = to_rgb
 

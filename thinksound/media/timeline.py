@@ -92,7 +92,8 @@ class TimedFrame:
     """A presented picture."""
 
     frame: VideoFrame
-    time: Fraction  # s
+    stored: Fraction | None  # s; the time that the file gives it
+    time: Fraction  # s; when it is presented
     duration: Fraction | None  # s, where the container stores it
     shape: FrameShape
 
@@ -148,8 +149,9 @@ class PresentedFrames:
                 time = now + self.interval * len(waiting)
                 yield from self._spread(waiting, self.interval * len(waiting), self.interval)
                 waiting = []
-            stored = frame.duration * self._time_base if stores_durations and frame.duration > 0 else None
-            waiting.append(TimedFrame(frame, time, stored, self._shape(frame)))
+            stay = frame.duration * self._time_base if stores_durations and frame.duration > 0 else None
+            stored = None if frame.pts is None else frame.pts * self._time_base
+            waiting.append(TimedFrame(frame, stored, time, stay, self._shape(frame)))
         if waiting:
             # A clock that never moved says nothing.
             step = None if self._gaps else self.interval
