@@ -586,3 +586,41 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     )
     grown = int(result.stdout) / (2**20 if sys.platform == "darwin" else 2**10)
     assert grown < 600  # MB: the decoder threads, each with pictures of 12 MB, and one as RGB
+
+
+@pytest.mark.parametrize("duration_s", [None, 2.0])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.avi"])
+def test_a_video_is_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, duration_s: float | None
+) -> None:
+    path = make.render(tmp_path / name, frames=75, sound_s=3.0)
+    opened = counted_opens(monkeypatch)
+    video = decode_video(path, duration_s)
+    assert len(opened) == 1
+    assert video.info == probe(path)
+
+
+def test_a_long_video_is_opened_once_and_a_wrong_claim_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = make.render(tmp_path / "long.mp4", rate=2, frames=400)
+    claims = make.render(tmp_path / "claims.mp4", frames=10, sound_s=200.0)
+    opened = counted_opens(monkeypatch)
+    with pytest.raises(MediaError, match="longer than 180 s"):
+        decode_video(long)
+    assert len(opened) == 1
+    assert decode_video(claims).duration_s == pytest.approx(0.4)
+    assert len(opened) == 3
+
+
+def counted_opens(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Remembers from now on what is opened; the files are opened all the same."""
+    opened: list[Any] = []
+    really = av.open
+
+    def remember(file: Any, *arguments: Any, **options: Any) -> Any:
+        opened.append(file)
+        return really(file, *arguments, **options)
+
+    monkeypatch.setattr("thinksound.media.probe.av.open", remember)
+    return opened

@@ -42,7 +42,15 @@ from ..errors import InputError, MediaError, printable
 from ..rates import MAX_DURATION_S, MIN_DURATION_S
 from .editlist import edit_list_end
 from .picking import frame_list
-from .probe import VideoInfo, open_video, probe
+from .probe import (
+    VideoInfo,
+    claimed_duration,
+    describe_video,
+    file_version,
+    first_frame,
+    open_video,
+    undecodable,
+)
 from .shortage import check_shortage
 from .timeline import FrameShape, PresentedFrames, TimedFrame, Timeline
 from .views import View
@@ -109,26 +117,31 @@ def decode_video(
         raise InputError(
             f"a duration of {duration_s:g} s; allowed are {MIN_DURATION_S:g} to {MAX_DURATION_S:g} s"
         )
-    info = probe(path)
+    progress = progress or (lambda _: None)
     with open_video(path) as (container, stream):
-        if duration_s is None and _goes_on_after(container, stream, MAX_DURATION_S):
-            raise _too_long(info)
+        if duration_s is not None or not _claims_more(container):
+            return _Decoder(Path(path), container, stream, views, duration_s, drifting).run(progress)
+        first_frame(Path(path), container, stream)  # what does not decode is damaged, however long it is
+        if _goes_on_after(container, stream, MAX_DURATION_S):
+            raise _too_long(Path(path))
+    # Its claim was wrong. Not every container can be wound back to its first packet.
     with open_video(path) as (container, stream):
-        return _Decoder(info, container, stream, views, duration_s, drifting).run(
-            progress or (lambda _: None)
-        )
+        return _Decoder(Path(path), container, stream, views, duration_s, drifting).run(progress)
 
 
-def _too_long(info: VideoInfo) -> MediaError:
+def _too_long(path: Path) -> MediaError:
     return MediaError(
-        f"{info.path}: longer than {MAX_DURATION_S:g} s; "
-        "use the first part only (--duration S) or cut the video"
+        f"{path}: longer than {MAX_DURATION_S:g} s; use the first part only (--duration S) or cut the video"
     )
+
+
+def _claims_more(container: InputContainer) -> bool:
+    return container.duration is not None and container.duration / av.time_base > MAX_DURATION_S
 
 
 def _goes_on_after(container: InputContainer, stream: VideoStream, limit_s: float) -> bool:
     """Whether the container's claim to be longer is confirmed by a picture that late."""
-    if container.duration is None or container.duration / av.time_base <= limit_s or not stream.time_base:
+    if not stream.time_base:
         return False
     limit = (stream.start_time or 0) + math.ceil(limit_s / stream.time_base)
     try:
@@ -147,14 +160,17 @@ class _Decoder:
 
     def __init__(
         self,
-        info: VideoInfo,
+        path: Path,
         container: InputContainer,
         stream: VideoStream,
         views: Sequence[View],
         duration_s: float | None,
         drifting: bool,
     ) -> None:
-        self._info = info
+        self._path = path
+        self._container = container
+        self._stream = stream
+        self._version = file_version(path)
         # A float's own fraction would let 0.1 s reach past a picture at 1/10.
         self._cut = None if duration_s is None else Fraction(duration_s).limit_denominator(1_000_000)
         self._limit_s = duration_s if duration_s is not None else MAX_DURATION_S
@@ -164,18 +180,21 @@ class _Decoder:
         self._to_rgb: _Converter = _to_plain_rgb if drifting else _ToRGB()
         self._edit_list_end: Fraction | None = None
         if container.format.name.startswith("mov"):
-            self._edit_list_end = edit_list_end(info.path, stream.id)
+            self._edit_list_end = edit_list_end(path, stream.id)
 
     def run(self, progress: Callable[[float], None]) -> DecodedVideo:
         times: list[Fraction] = []
         shapes: dict[FrameShape, None] = {}  # in the order of their first appearance
+        info: VideoInfo | None = None
         shown: TimedFrame | None = None  # the picture on screen until the next one
-        expected_s = min(self._limit_s, self._info.container_duration_s or self._limit_s)
+        expected_s = min(self._limit_s, claimed_duration(self._container) or self._limit_s)
         reached_cut = False
         for timed in self._source:
             elapsed = timed.time - (times[0] if times else timed.time)
             if self._cut is None and elapsed > MAX_DURATION_S:
-                raise _too_long(self._info)
+                raise _too_long(self._path)
+            if info is None:
+                info = describe_video(self._path, self._container, self._stream, timed.frame, self._version)
             picture = _Picture(timed, self._to_rgb)
             for frames in self._lists:
                 frames.see(timed, picture.rgb)
@@ -186,26 +205,24 @@ class _Decoder:
             else:
                 if len(times) == MAX_FRAMES:
                     raise MediaError(
-                        f"{self._info.path}: more than {MAX_FRAMES:,} frames; "
+                        f"{self._path}: more than {MAX_FRAMES:,} frames; "
                         "lower its frame rate or cut the video"
                     )
                 times.append(timed.time)
                 shapes[timed.shape] = None
             shown = timed
             progress(min(1.0, float(elapsed) / expected_s))
-        if shown is None:
-            raise MediaError(
-                f"{self._info.path}: damaged (no picture can be decoded); copy or export the file again"
-            )
-        timeline = self._timeline(times, tuple(shapes), shown, reached_cut)
+        if info is None or shown is None:
+            raise undecodable(self._path, self._source.too_large)
+        timeline = self._timeline(info.codec, times, tuple(shapes), shown, reached_cut)
         covered_s = self._shrunk_duration() if self._drifting else float(timeline.duration)
         result = DecodedVideo(
-            info=self._info,
+            info=info,
             timeline=timeline,
             views=tuple(frames.view for frames in self._lists),
             frames={frames.view.name: frames.finish(frames.view.count(covered_s)) for frames in self._lists},
             features_duration_s=covered_s,
-            notes=tuple(printable(note) for note in self._notes(timeline)),
+            notes=tuple(printable(note) for note in self._notes(info, timeline)),
         )
         progress(1.0)
         return result
@@ -216,13 +233,18 @@ class _Decoder:
         if any(frames.count < frames.view.count(seconds) for frames in self._lists):
             needed = max(frames.view.count(0) / frames.view.fps for frames in self._lists)
             raise MediaError(
-                f"{self._info.path}: the original's reader finds frames for {seconds:.2f} s of this video; "
+                f"{self._path}: the original's reader finds frames for {seconds:.2f} s of this video; "
                 f"at least {needed:.2f} s are needed; use the default reader or a longer video"
             )
         return seconds
 
     def _timeline(
-        self, times: list[Fraction], shapes: tuple[FrameShape, ...], last: TimedFrame, reached_cut: bool
+        self,
+        codec: str,
+        times: list[Fraction],
+        shapes: tuple[FrameShape, ...],
+        last: TimedFrame,
+        reached_cut: bool,
     ) -> Timeline:
         end = last.time + (last.duration or self._source.interval)
         announced = None if self._source.damaged else self._edit_list_end
@@ -235,26 +257,26 @@ class _Decoder:
             end, cut = times[0] + self._cut, True
         duration_s = float(end - times[0])
         if duration_s > MAX_DURATION_S:
-            raise _too_long(self._info)
+            raise _too_long(self._path)
         if duration_s < MIN_DURATION_S:
             why = ", the rest is damaged" if self._source.damaged else ""
-            still = f" (this is a still picture: one {self._info.codec} frame)" if len(times) == 1 else ""
+            still = f" (this is a still picture: one {codec} frame)" if len(times) == 1 else ""
             raise MediaError(
-                f"{self._info.path}: only {duration_s:.2g} s of moving pictures{why}; "
+                f"{self._path}: only {duration_s:.2g} s of moving pictures{why}; "
                 f"at least {MIN_DURATION_S:g} s are needed{still}"
             )
         source = self._source
         return Timeline(tuple(times), end, cut, shapes, source.damaged, source.moved, source.lost_start)
 
-    def _notes(self, timeline: Timeline) -> tuple[str, ...]:
-        return tuple(note for note in (self._info.choice, *self._incomplete(timeline)) if note)
+    def _notes(self, info: VideoInfo, timeline: Timeline) -> tuple[str, ...]:
+        return tuple(note for note in (info.choice, *self._incomplete(info, timeline)) if note)
 
-    def _incomplete(self, timeline: Timeline) -> tuple[str, ...]:
-        path, announced_end_s = self._info.path, self._info.announced_end_s
+    def _incomplete(self, info: VideoInfo, timeline: Timeline) -> tuple[str, ...]:
+        path, announced_end_s = self._path, info.announced_end_s
         lost_start_s = float(timeline.lost_start) if timeline.lost_start >= _UNDECODABLE else 0.0
         lost_end_s = 0.0
         # Where nothing is damaged, only Matroska's claim is better than the frames themselves.
-        believed = timeline.damaged or self._info.container == "matroska,webm"
+        believed = timeline.damaged or info.container == "matroska,webm"
         if not timeline.cut and believed and announced_end_s and timeline.end + _MISSING < announced_end_s:
             lost_end_s = announced_end_s - float(timeline.end)
         if timeline.damaged:

@@ -86,28 +86,35 @@ def probe(path: Path | str) -> VideoInfo:
         MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
     """
     with open_video(path) as (container, stream):
-        version = _version(Path(path))
-        moving = choose_moving(Path(path), container)
-        frame = _first_frame(Path(path), container, stream)
-        return VideoInfo(
-            path=Path(path),
-            container=container.format.name,
-            codec=stream.codec_context.codec.canonical_name,
-            width=frame.width,
-            height=frame.height,
-            rotation=frame_rotation(frame),
-            pixel_format=frame.format.name,
-            sample_aspect_ratio=stream.sample_aspect_ratio or Fraction(1),
-            average_rate=stream.average_rate or stream.guessed_rate,
-            container_duration_s=_claimed_duration(container),
-            announced_end_s=_announced_end(container, stream),
-            streams=tuple(
-                _describe(each) + (", used" if len(moving) > 1 and each.index == stream.index else "")
-                for each in container.streams
-            ),
-            choice=_choice(Path(path), moving),
-            version=version,
-        )
+        version = file_version(Path(path))
+        frame = first_frame(Path(path), container, stream)
+        return describe_video(Path(path), container, stream, frame, version)
+
+
+def describe_video(
+    path: Path, container: InputContainer, stream: VideoStream, frame: VideoFrame, version: tuple[int, int]
+) -> VideoInfo:
+    """What is known of an open video whose first picture is ``frame``, and which was of ``version``."""
+    moving = choose_moving(path, container)
+    return VideoInfo(
+        path=path,
+        container=container.format.name,
+        codec=stream.codec_context.codec.canonical_name,
+        width=frame.width,
+        height=frame.height,
+        rotation=frame_rotation(frame),
+        pixel_format=frame.format.name,
+        sample_aspect_ratio=stream.sample_aspect_ratio or Fraction(1),
+        average_rate=stream.average_rate or stream.guessed_rate,
+        container_duration_s=claimed_duration(container),
+        announced_end_s=_announced_end(container, stream),
+        streams=tuple(
+            _describe(each) + (", used" if len(moving) > 1 and each.index == stream.index else "")
+            for each in container.streams
+        ),
+        choice=_choice(path, moving),
+        version=version,
+    )
 
 
 def check_unchanged(info: VideoInfo) -> None:
@@ -117,7 +124,7 @@ def check_unchanged(info: VideoInfo) -> None:
         MediaError: the file was removed or changed.
     """
     _check_file(info.path)
-    if _version(info.path) != info.version:
+    if file_version(info.path) != info.version:
         raise MediaError(f"{info.path}: changed since it was read; start again when nothing writes to it")
 
 
@@ -130,7 +137,8 @@ def is_own_result(path: Path | str) -> bool:
         return False
 
 
-def _version(path: Path) -> tuple[int, int]:
+def file_version(path: Path) -> tuple[int, int]:
+    """What changes when a file does: its size and time of change."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -391,12 +399,21 @@ def is_too_large(stream: VideoStream) -> bool:
 
 def refuse_growth(path: Path) -> NoReturn:
     """Raise for a video whose frames become larger than allowed."""
-    raise MediaError(
+    raise _too_large(path)
+
+
+def _too_large(path: Path) -> MediaError:
+    return MediaError(
         f"{path}: its frames become larger than {MAX_PIXELS:,} pixels (8192x4352); scale the video first"
     )
 
 
-def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
+def first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
+    """The first picture of a video that was opened just now.
+
+    Raises:
+        MediaError: none decodes.
+    """
     too_large = False
     try:
         for packet in container.demux(stream):
@@ -412,12 +429,18 @@ def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> 
                 return frames[0]
     except av.error.FFmpegError as error:
         check_shortage(error)  # else the file ends in the middle of a packet
+    raise undecodable(path, too_large)
+
+
+def undecodable(path: Path, too_large: bool) -> MediaError:
+    """What is to be said of a video of which no picture decodes, some of them because of their size."""
     if too_large:
-        refuse_growth(path)
-    raise MediaError(f"{path}: damaged (no picture can be decoded); {_AGAIN}")
+        return _too_large(path)
+    return MediaError(f"{path}: damaged (no picture can be decoded); {_AGAIN}")
 
 
-def _claimed_duration(container: InputContainer) -> float | None:
+def claimed_duration(container: InputContainer) -> float | None:
+    """Seconds that a container claims to last, if that can be true."""
     seconds = (container.duration or 0) / av.time_base
     return seconds if 0 < seconds <= _LONGEST_CLAIM_S else None
 
@@ -431,7 +454,7 @@ def _announced_end(container: InputContainer, stream: VideoStream) -> float | No
     elif stream.duration and stream.time_base:
         seconds = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
         return seconds if 0 < seconds <= _LONGEST_CLAIM_S else None
-    return _claimed_duration(container) if len(container.streams) == 1 else None
+    return claimed_duration(container) if len(container.streams) == 1 else None
 
 
 def _describe(stream: Stream) -> str:

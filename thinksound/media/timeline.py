@@ -108,6 +108,7 @@ class PresentedFrames:
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.damaged = False
+        self.too_large = False  # whether a packet was refused for the size of its frame
         self._container = container
         self._path = Path(container.name.removeprefix("file:"))
         self._stream = stream
@@ -116,6 +117,7 @@ class PresentedFrames:
         self.moved: dict[int, Fraction] = {}  # s; times by the number of the packet
         self._earliest: Fraction | None = None  # s; first time that a packet stores
         self.lost_start = Fraction(0)  # s before the first frame of which packets exist and do not decode
+        self._begun = False  # whether a frame was decoded
         self._gaps: list[Fraction] = []
         self._rotation = 0  # of the frame before
         # AVI knows only the order of decoding. Its times, sorted, belong to the pictures in the
@@ -211,11 +213,13 @@ class PresentedFrames:
             except av.error.FFmpegError as error:
                 check_shortage(error, room)
                 too_large = too_large + 1 if is_too_large(self._stream) else 0
+                self.too_large |= too_large > 0
                 if too_large > 1:  # one alone is a damaged packet
                     refuse_growth(self._path)
                 self.damaged = True
                 continue
             too_large = 0 if frames else too_large
+            self._begun |= bool(frames)
             for frame in frames:
                 self.damaged |= frame.is_corrupt
                 _make_convertible(frame)
@@ -240,6 +244,8 @@ class PresentedFrames:
             except av.error.FFmpegError as error:
                 check_shortage(error)
                 self.damaged = True  # the file ends in the middle of a packet
+                if not self._begun:
+                    return  # what the decoder holds, if anything, is no video
                 packet = None
             if packet is None or (packet.size == 0 and packet.dts is None):
                 yield None  # tells the decoder to hand out what it still holds

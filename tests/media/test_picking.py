@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
-import clips as make
 import numpy as np
 import pytest
 import torch
-from reference import SMALL_SYNCHFORMER, relative_l2, seeded
+from support import clips as make
+from support.reference import SMALL_SYNCHFORMER, relative_l2, seeded
 
 from thinksound.encoders.sync import encode_sync
 from thinksound.encoders.views import DFN5B_VIEW, MMAUDIO_SYNC_VIEW, sync_feature_count
