@@ -22,7 +22,7 @@ from thinksound.encoders.metaclip import MetaCLIP, build_metaclip
 from thinksound.encoders.motion import encode_motion
 from thinksound.encoders.pixels import normalize_sync
 from thinksound.encoders.pretrained import tokenize
-from thinksound.encoders.reading import read_text, reading_notes
+from thinksound.encoders.reading import read_beginning, read_text, reading_notes
 from thinksound.encoders.sync import encode_sync
 from thinksound.encoders.t5 import T5Text, build_t5
 from thinksound.models.motion import MotionConfig, MotionTower
@@ -216,6 +216,14 @@ def test_words_are_counted_by_the_tokens_that_are_kept(clip: MetaCLIP, t5_text: 
 
 def _is_cut(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     return len(tokenizer(text, verbose=False)["input_ids"]) > 77
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_a_tokenizer_without_positions_is_asked_how_much_fits(kept: int) -> None:
+    reading = read_beginning("one two  three four five", lambda text: len(text.split()) <= kept)
+    assert (reading.read, reading.total, reading.unit) == (min(kept, 5), 5, "words")
+    in_characters = read_beginning("雨が屋根に", lambda text: len(text) <= kept)
+    assert (in_characters.read, in_characters.total, in_characters.unit) == (min(kept, 5), 5, "characters")
 
 
 @pytest.mark.parametrize(
