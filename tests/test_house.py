@@ -165,7 +165,7 @@ def test_every_dependency_is_pinned_inside_of_its_range_and_imported():
     for name, version in pinned.items():
         assert wanted[name].specifier.contains(version), f"{name}=={version} is outside of {wanted[name]}"
 
-    imports = {"pillow": "PIL"}
+    imports = {"open_clip_torch": "open_clip", "pillow": "PIL"}
     source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     # Used by transformers to read T5's spiece.model; nothing else needs it.
     for name in set(pinned) - {"protobuf"}:

@@ -40,17 +40,7 @@ def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[st
     Returns the description, whose numbers are of a possible size. Raises WeightsError.
     """
     config = folder / "config.json"
-    if not config.is_file():
-        raise WeightsError(
-            f"{config}: file not found; run `thinksound weights download` or copy the folder whole"
-        )
-    try:
-        description = read_object(config)
-        _check_sizes(description)
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{config}: not a network description ({error}); download the file again"
-        ) from error
+    description = read_description(config)
     found = description.get("model_type")
     if found != model_type:
         shown = repr(found) if isinstance(found, str) and len(found) < 40 else "nameless"
@@ -72,6 +62,22 @@ def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[st
                 raise WeightsError(
                     f"{path}: not part of a tokenizer ({error}); download the file again"
                 ) from error
+    return description
+
+
+def read_description(config: Path) -> dict[str, Any]:
+    """The network description in ``config``, with numbers of a possible size. Raises WeightsError."""
+    if not config.is_file():
+        raise WeightsError(
+            f"{config}: file not found; run `thinksound weights download` or copy the folder whole"
+        )
+    try:
+        description = read_object(config)
+        _check_sizes(description)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{config}: not a network description ({error}); download the file again"
+        ) from error
     return description
 
 
