@@ -28,6 +28,7 @@ CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
 COG_KNOWS = {
     "cuda": "12.8",
     "torch": "2.11.0",
+    "torchvision": "0.26.0",
     "pythons": "3.10 3.11 3.12 3.13 3.14",
 }
 
@@ -76,7 +77,11 @@ def test_cog_yaml_is_valid() -> None:
 def test_versions_are_those_of_the_tests() -> None:
     build, requirements = CONFIG["build"], pins(CONFIG["build"]["python_requirements"])
     assert build["sdk_version"] == pins("requirements-dev.txt")["cog"] == cog.__version__
-    assert {"cuda": build["cuda"], "torch": requirements["torch"]}.items() <= COG_KNOWS.items()
+    assert {
+        "cuda": build["cuda"],
+        "torch": requirements["torch"],
+        "torchvision": requirements["torchvision"],
+    }.items() <= COG_KNOWS.items()
     assert build["python_version"] in COG_KNOWS["pythons"].split()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = project["requires-python"].removeprefix(">=")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import WeightsError
-from ..media.frames import normalize_clip
+from .pixels import normalize_clip
 from .pretrained import TEXT_LENGTH, described_by, read_description
 from .reading import Reading, read_beginning
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from dfn5b_folder import SMALL_DFN5B, write_dfn5b
-from mmaudio_reference import FOLDER, filled, manifest, mmaudio_golden, seeded_tensors, shapes_of
 from open_clip import SimpleTokenizer
 from parity.mmaudio.procedural_mmaudio import picture
-from reference import assert_close, relative_l2
+from support.dfn5b_folder import SMALL_DFN5B, write_dfn5b
+from support.mmaudio_reference import FOLDER, filled, manifest, mmaudio_golden, seeded_tensors, shapes_of
+from support.reference import assert_close, relative_l2
 from torch import Tensor
 
 import thinksound

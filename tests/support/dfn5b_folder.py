@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmaudio_reference import seeded_tensors, shapes_of
 from safetensors.torch import save_file
+from support.mmaudio_reference import seeded_tensors, shapes_of
 
 from thinksound.encoders.dfn5b import CONFIG_FILE, build_network
 
