@@ -24,7 +24,7 @@ from torch import nn
 from transformers import CLIPConfig, T5Config
 
 import thinksound
-from thinksound.checkpoints.registry import repository_weights_dir, weight_file
+from thinksound.checkpoints.registry import bundled_dir, weight_file
 from thinksound.commands.arguments import as_typed, number, whole
 from thinksound.encoders import metaclip, t5
 from thinksound.families.find import family_of
@@ -187,8 +187,8 @@ def build_network(family: Family, name: str) -> Any:
     """A network on ``meta``; text encoders get the bundled tokenizer, whose tokens all vocabularies have."""
     file = weight_file(family.preset.weights[name])
     if not file.is_folder or family.preset is TINY:
-        return family.build(name, repository_weights_dir() / file.path)
-    folder = repository_weights_dir() / TINY.name
+        return family.build(name, bundled_dir() / file.path)
+    folder = bundled_dir() / TINY.name
     if name == "t5":
         text = t5.build_t5(folder / "t5")
         text.model = t5.build_network(T5Config.from_dict(t5.PUBLISHED_CONFIG, attn_implementation="eager"))

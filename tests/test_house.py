@@ -174,6 +174,30 @@ def test_every_dependency_is_pinned_inside_of_its_range_and_imported():
         )
 
 
+def test_every_import_is_declared():
+    """What the package imports is a dependency, part of an extra, or named here with the reason."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {Requirement(text).name for texts in listed for text in texts}
+    declared |= {"PIL"} if "pillow" in declared else set()
+    declared |= {"hf_xet"}  # comes with huggingface_hub on most machines, and is looked for before use
+    serving = {"requests", "urllib3"}  # come with cog, which runs predict.py and with it this folder
+    for path in sorted(PACKAGE.rglob("*.py")):
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(node.module or "")
+        foreign = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+        allowed = declared | (serving if path.parent.name == "serving" else set())
+        assert foreign <= allowed, (
+            f"{path.relative_to(ROOT)} imports {foreign - allowed}, which is not declared"
+        )
+
+
 def test_every_extra_is_pinned_inside_of_its_range():
     from packaging.requirements import Requirement
 

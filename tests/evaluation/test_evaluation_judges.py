@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from thinksound.checkpoints.registry import repository_weights_dir
+from thinksound.checkpoints.registry import bundled_dir
 from thinksound.errors import WeightsError
 from thinksound.evaluation.made.judge_training import (
     JudgeOptions,
@@ -27,7 +27,7 @@ from thinksound.synthetic.sound import synthesise
 
 pytestmark = pytest.mark.slow
 
-SHIPPED = repository_weights_dir() / FOLDER
+SHIPPED = bundled_dir() / FOLDER
 SMALL = JudgeOptions(standard=6, hard=6, held_out=3, onset_epochs=1, source_epochs=1)
 
 
@@ -142,7 +142,7 @@ def fewer_tensors(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "onsets.safetensors").unlink(), r"onsets.safetensors: missing; restore"),
+        (lambda folder: (folder / "onsets.safetensors").unlink(), r"onsets.safetensors: missing; copy or"),
         (lambda folder: (folder / "onsets.safetensors").write_bytes(b"x"), "not the weights of a judge"),
         (fewer_tensors, "not the weights of a judge"),
         (lambda folder: (folder / "judges.json").unlink(), r"judges.json: cannot be read"),

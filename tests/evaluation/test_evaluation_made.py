@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import thinksound
-from thinksound.checkpoints.registry import repository_weights_dir
+from thinksound.checkpoints.registry import bundled_dir
 from thinksound.cli import main
 from thinksound.data.prepare import prepare_clips
 from thinksound.data.shards import PreparedClips
@@ -37,7 +37,7 @@ from thinksound.synthetic.seeds import MEASURED
 
 pytestmark = pytest.mark.slow
 
-JUDGES = repository_weights_dir() / FOLDER
+JUDGES = bundled_dir() / FOLDER
 MODEL = Recipe(guidance_scale=2.0, steps=2)
 COUNT = 3
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thinksound.checkpoints.registry import repository_weights_dir
+from thinksound.checkpoints.registry import bundled_dir
 from thinksound.evaluation.made.judges import judges_folder, load_judges
 from thinksound.evaluation.made.measures import Moments
 from thinksound.evaluation.made.onsets import OnsetMatch
@@ -36,7 +36,7 @@ SEEDS = range(JUDGES.stop - 32, JUDGES.stop)
 
 @pytest.fixture(scope="module")
 def judges():
-    return load_judges(judges_folder(repository_weights_dir()))
+    return load_judges(judges_folder(bundled_dir()))
 
 
 @pytest.fixture(scope="module")

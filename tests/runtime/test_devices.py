@@ -16,7 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPConfig, T5Config
 
-from thinksound.checkpoints.registry import repository_weights_dir
+from thinksound.checkpoints.registry import bundled_dir
 from thinksound.encoders import metaclip, t5
 from thinksound.encoders.views import clip_frame_count, sync_frame_count
 from thinksound.families.find import family_of
@@ -51,7 +51,7 @@ def test_devices_and_number_formats_agree_from_pictures_to_sound(gpus, dtype):
     family = family_of(LIGHT)
     with torch.device("meta"):
         built = {name: family.create(name) for name in ("synchformer", "dit", "vae")}
-    clip = metaclip.build_metaclip(repository_weights_dir() / "tiny" / "metaclip")  # for its tokenizer
+    clip = metaclip.build_metaclip(bundled_dir() / "tiny" / "metaclip")  # for its tokenizer
     clip.model = metaclip.build_network(CLIPConfig(**metaclip.PUBLISHED_CONFIG))
     text = t5.build_network(T5Config.from_dict(t5.PUBLISHED_CONFIG, attn_implementation="eager"))
     networks = {"metaclip": clip.model, "t5": text, **built}

@@ -23,7 +23,7 @@ from ..errors import WeightsError
 from ..json_files import read_object
 from ..progress import Progress
 from .locate import present_files
-from .registry import repository_weights_dir
+from .registry import bundled_dir, restore_advice
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def check(weights_dir: Path, path: Path) -> None:
     root = _bundled_root(weights_dir, path)
     if root is not None:
         if file_sha256(path) != _bundled_table(root).get(path.relative_to(root).as_posix()):
-            raise WeightsError(f"{path}: not the file that comes with this project; restore it with git")
+            raise WeightsError(f"{path}: not the file that comes with this project; {restore_advice(path)}")
         return
     table = _read_table(weights_dir)
     record = table.get(_name(weights_dir, path))
@@ -188,7 +188,7 @@ def _unchanged(record: Record, path: Path) -> bool:
 
 
 def _bundled_root(weights_dir: Path, path: Path) -> Path | None:
-    for root in (weights_dir / BUNDLED, repository_weights_dir() / BUNDLED):
+    for root in (weights_dir / BUNDLED, bundled_dir() / BUNDLED):
         if path.is_relative_to(root):
             return root
     return None
@@ -201,7 +201,7 @@ def _bundled_table(root: Path) -> dict[str, str]:
             raise ValueError("holds something else than hashes")
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{root / TABLE}: cannot be read ({_reason(error)}); restore it with git"
+            f"{root / TABLE}: cannot be read ({_reason(error)}); {restore_advice(root)}"
         ) from error
     return table
 

@@ -79,13 +79,14 @@ def convert(
         WeightsError: a key is of bundled weights, a file is missing, damaged, or not the one it should be,
             or there is no room.
     """
-    check_weights_dir(weights_dir)
-    rows = []
-    for key in keys:
-        file = weight_file(key)
-        published = published_path(weights_dir, file)
+    files = {key: weight_file(key) for key in keys}
+    for key, file in files.items():
         if file.bundled:
             raise WeightsError(f"{key}: comes converted with this project; give a published key")
+    check_weights_dir(weights_dir)
+    rows = []
+    for key, file in files.items():
+        published = published_path(weights_dir, file)
         if not is_complete(file, published):
             raise WeightsError(describe_missing(weights_dir, [file]))
         dtype = dtypes.get(key, torch.float32)

@@ -16,8 +16,9 @@ from .registry import (
     WEIGHTS,
     Layouts,
     WeightFile,
+    bundled_dir,
     default_weights_dir,
-    repository_weights_dir,
+    restore_advice,
     weight_file,
     weight_files,
 )
@@ -75,12 +76,13 @@ def describe_missing(weights_dir: Path, files: Iterable[WeightFile], remedy: str
         else:
             lines.append(f"  {file.path}, from {file.repository} on the Hugging Face hub")
     if bundled:
-        here = repository_weights_dir()
+        here = bundled_dir()
+        whole = all(is_complete(file, here / file.path) for file in bundled)
         lines.append(
-            "restore what comes with this project with git"
-            if weights_dir == here
-            else "to use what comes with this project, leave out --weights and THINKSOUND_WEIGHTS, or copy "
+            "to use what comes with this project, leave out --weights and THINKSOUND_WEIGHTS, or copy "
             f"it from {here}"
+            if whole
+            else f"what comes with this project is not complete in {here}; {restore_advice(here)}"
         )
     if len(bundled) < len(files):
         lines.append(f"{remedy}, or put them there by hand under these names")
@@ -90,7 +92,7 @@ def describe_missing(weights_dir: Path, files: Iterable[WeightFile], remedy: str
 def published_path(weights_dir: Path, file: WeightFile) -> Path:
     """Where ``file`` lies or belongs.
 
-    Bundled ones are also looked up in the checkout, unless somebody named a folder for them: one that is
+    Bundled ones are also looked up in `bundled_dir`, unless somebody named a folder for them: one that is
     not the default, does not exist, or holds bundled files of its own. What was asked for is used or refused.
     """
     path = weights_dir / file.path
@@ -99,7 +101,7 @@ def published_path(weights_dir: Path, file: WeightFile) -> Path:
     bundle = weights_dir / PurePosixPath(file.path).parts[0]
     if os.environ.get("THINKSOUND_WEIGHTS") and (bundle.exists() or not weights_dir.is_dir()):
         return path
-    return repository_weights_dir() / file.path
+    return bundled_dir() / file.path
 
 
 def is_complete(file: WeightFile, path: Path) -> bool:
@@ -175,13 +177,14 @@ def present_files(weights_dir: Path) -> list[Path]:
 
     Raises `WeightsError` if there is none.
     """
-    check_weights_dir(weights_dir)
+    check_weights_dir(weights_dir, may_be_absent=True)  # the bundled files may lie elsewhere
     paths: list[Path] = []
     for file in WEIGHTS.values():
         for path in (published_path(weights_dir, file), weights_dir / file.converted_path):
             if is_complete(file, path):
                 paths += files_of(file, path)
     if not paths:
+        check_weights_dir(weights_dir)
         raise WeightsError(f"{weights_dir}: holds no weight files; check --weights and THINKSOUND_WEIGHTS")
     return list(dict.fromkeys(paths))  # Synchformer's file serves two networks
 

@@ -284,22 +284,38 @@ def weight_files(names: Collection[str], layouts: Layouts = WEIGHT_LAYOUTS) -> l
     return []
 
 
-def repository_weights_dir() -> Path:
-    """The ``weights`` folder beside the package, where a checkout keeps the bundled files."""
-    return Path(__file__).resolve().parents[2] / "weights"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "bundled"  # where a wheel puts the bundled files; a checkout has no such folder
+_CHECKOUT = _PACKAGE.parent / "weights"
+
+
+def bundled_dir() -> Path:
+    """The folder of the files that come with this project: ``tiny/`` and ``judges/``.
+
+    In a checkout it is ``weights/``, beside what is downloaded. An installed package has it inside itself,
+    and nothing is ever written there.
+    """
+    return _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
+
+
+def restore_advice(path: Path) -> str:
+    """How to get back a bundled file that is missing or damaged at ``path``, as the end of a message."""
+    if not path.is_relative_to(bundled_dir()):
+        return "copy or export it again"
+    return "restore it with git" if bundled_dir() == _CHECKOUT else "install thinksound-cog again"
 
 
 def default_weights_dir() -> Path:
-    """``$THINKSOUND_WEIGHTS``, else ``weights/`` of the checkout, else a folder of this user.
+    """``$THINKSOUND_WEIGHTS``, else ``weights/`` of a checkout, else the user's cache folder.
 
-    Raises `WeightsError` where the folder of a user is meant that has none.
+    Raises `WeightsError` where the user's cache is meant and there is no home folder.
     """
     chosen = os.environ.get("THINKSOUND_WEIGHTS")
     try:
         if chosen:
             return Path(chosen).expanduser()
-        if repository_weights_dir().is_dir():
-            return repository_weights_dir()
+        if _CHECKOUT.is_dir() and not _INSTALLED.is_dir():
+            return _CHECKOUT
         if sys.platform == "win32":
             cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
         else:

@@ -129,7 +129,8 @@ def add_weights_dir(parser: argparse._ActionsContainer) -> None:
         "--weights",
         type=Path,
         metavar="DIR",
-        help="folder of weight files (default: $THINKSOUND_WEIGHTS or weights/)",
+        help="folder of weight files (default: $THINKSOUND_WEIGHTS, else weights/ of a checkout, "
+        "else thinksound/weights in the user's cache)",
     )
 
 

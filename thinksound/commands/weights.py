@@ -41,16 +41,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _download(arguments: argparse.Namespace) -> None:
     from ..checkpoints.download import download
+    from ..checkpoints.registry import weight_file
 
-    folder = weights_folder(arguments.weights)
+    folder, keys = weights_folder(arguments.weights), list(PRESETS[arguments.preset].weights.values())
     with Bars(arguments.quiet) as bars:
-        download(folder, PRESETS[arguments.preset].weights.values(), bars)
+        download(folder, keys, bars)
     if not arguments.quiet:
-        print(f"{arguments.preset}: complete in {folder}")
+        bundled = all(weight_file(key).bundled for key in keys)
+        print(f"{arguments.preset}: {'comes with this project' if bundled else f'complete in {folder}'}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     from ..checkpoints.checksums import verify
+    from ..checkpoints.registry import bundled_dir, restore_advice
 
     with Bars(arguments.quiet) as bars:
         rows = verify(weights_folder(arguments.weights), accept=arguments.accept, progress=bars)
@@ -60,7 +63,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     if changed:
         raise InputError(
             f"changed since first use: {', '.join(changed)}; download again, or take them with --accept "
-            "(bundled ones: restore them with git)"
+            f"(what comes with this project: {restore_advice(bundled_dir())})"
         )
 
 

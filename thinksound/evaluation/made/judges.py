@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...checkpoints.locate import weights_folder
-from ...checkpoints.registry import repository_weights_dir
+from ...checkpoints.registry import bundled_dir, restore_advice
 from ...errors import WeightsError
 from ...synthetic.kinds import KINDS
 from ...synthetic.materials import MATERIALS
@@ -159,9 +159,9 @@ def onsets_of(likelihood: FloatArray) -> FloatArray:
 
 
 def judges_folder(weights: Path | None = None) -> Path:
-    """Where the judges are: in the weights folder, if all of them are, else in the checkout's."""
+    """Where the judges are: in the weights folder, if their record is there, else in `bundled_dir`."""
     folder = weights_folder(weights) / FOLDER
-    bundled = repository_weights_dir() / FOLDER
+    bundled = bundled_dir() / FOLDER
     return bundled if not (folder / RECORD_FILE).is_file() and bundled.is_dir() else folder
 
 
@@ -171,7 +171,7 @@ def load_judges(folder: Path) -> Judges:
     Raises:
         WeightsError: a file is missing, damaged, or of other networks.
     """
-    remedy = "restore it with git, or train the judges again with `thinksound evaluate judges`"
+    remedy = f"{restore_advice(folder)}, or train the judges again with `thinksound evaluate judges`"
     with torch.device("meta"):
         networks: tuple[nn.Module, nn.Module] = OnsetJudge(), SourceJudge()
     for name, network in zip((ONSETS_FILE, SOURCES_FILE), networks, strict=True):
