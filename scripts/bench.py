@@ -21,7 +21,6 @@ from typing import Any
 import av
 import torch
 from torch import nn
-from transformers import CLIPConfig, T5Config
 
 import thinksound
 from thinksound.checkpoints.registry import bundled_dir, weight_file
@@ -191,11 +190,10 @@ def build_network(family: Family, name: str) -> Any:
     folder = bundled_dir() / TINY.name
     if name == "t5":
         text = t5.build_t5(folder / "t5")
-        text.model = t5.build_network(T5Config.from_dict(t5.PUBLISHED_CONFIG, attn_implementation="eager"))
+        text.model = t5.build_network(t5.PUBLISHED_CONFIG)
         return text
     clip = metaclip.build_metaclip(folder / "metaclip")
-    published = CLIPConfig.from_dict(metaclip.PUBLISHED_CONFIG, attn_implementation="sdpa")
-    clip.model = metaclip.build_network(published)
+    clip.model = metaclip.build_network(metaclip.PUBLISHED_CONFIG)
     return clip
 
 

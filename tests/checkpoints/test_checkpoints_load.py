@@ -64,7 +64,7 @@ def test_text_encoders_load_from_every_layout_of_their_folder(
 
 def test_the_embedding_of_t5_is_one_tensor_also_after_a_move(tmp_path: Path) -> None:
     model = load_t5(published.copies(tmp_path, "t5"), torch.bfloat16).model
-    model.to(torch.float32)  # type: ignore[arg-type]  # the stub of the wrapper takes no self
+    model.to(torch.float32)
     assert model.shared.weight is model.encoder.embed_tokens.weight
 
 

@@ -1,4 +1,4 @@
-"""What the two encoders of the transformers library share: their folder and their tokens.
+"""What MetaCLIP and T5 share: their folder in the layout of Hugging Face, and their tokens.
 
 A folder is what the model hub publishes: ``config.json``, tokenizer files, weights. Nothing is
 fetched here, and the weights themselves are filled in by ``thinksound.checkpoints``.
@@ -81,6 +81,43 @@ def read_description(config: Path) -> dict[str, Any]:
     return description
 
 
+class Description:
+    """The entries of one ``config.json``, of the types that a network needs; raises ValueError for others."""
+
+    def __init__(self, entries: dict[str, Any]) -> None:
+        self._entries = entries
+
+    def section(self, name: str) -> Description:
+        """A nested object, empty where it is left out. Old files repeat it in full as ``{name}_dict``."""
+        for key in (f"{name}_dict", name):
+            found = self._entries.get(key)
+            if isinstance(found, dict):
+                return Description(found)
+            if found is not None:
+                raise ValueError(f"{key} is no object")
+        return Description({})
+
+    def count(self, name: str, default: int) -> int:
+        """A whole number from 0 on."""
+        found = self._entries.get(name, default)
+        if type(found) is not int or found < 0:
+            raise ValueError(f"{name} is no count")
+        return found
+
+    def number(self, name: str, default: float) -> float:
+        """A number from 0 on."""
+        found = self._entries.get(name, default)
+        if type(found) not in (int, float) or not found >= 0:
+            raise ValueError(f"{name} is no number from 0 on")
+        return float(found)
+
+    def word(self, name: str, default: str) -> str:
+        found = self._entries.get(name, default)
+        if not isinstance(found, str):
+            raise ValueError(f"{name} is no word")
+        return found
+
+
 # Read by transformers with Python's json, which follows any nesting and takes any type.
 _TOKENIZER_OBJECTS = (
     "tokenizer.json",
@@ -111,10 +148,10 @@ def _check_sizes(value: object, name: str = "") -> None:
 
 @contextmanager
 def described_by(source: Path) -> Iterator[None]:
-    """Turn what transformers, tokenizers and sentencepiece raise for the content of ``source`` into words.
+    """Turn what libraries raise for the content of ``source`` into words.
 
-    Only their code may run inside. It checks little of what it reads, so damage surfaces as any exception,
-    and as a panic of the Rust part, which is no `Exception`.
+    Of this project only the networks may run inside. Libraries check little of what they read, so damage
+    surfaces as any exception, and as a panic of the Rust part, which is no `Exception`.
     """
     try:
         yield

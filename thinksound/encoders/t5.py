@@ -1,11 +1,6 @@
-"""T5-v1.1-XL's encoder through transformers: the detailed description to token features.
+"""T5-v1.1-XL's encoder: the detailed description to token features.
 
 Exploring the Limits of Transfer Learning (arXiv 1910.10683), version 1.1 with gated GELU.
-
-Attention is the plain ("eager") one: with the fused kernel the result differs from the published
-extractor's by 9e-6 at a tiny size and by 6e-4 at full size. The residual stream of a trained T5
-leaves the range of float16, so the projection that feeds it always computes in float32 and the
-stream stays there: any parameter dtype is safe, and float32 parameters give the plain result.
 """
 
 from __future__ import annotations
@@ -15,13 +10,13 @@ from typing import Any
 
 import torch
 from sentencepiece import SentencePieceProcessor
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Tokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
-from .pretrained import check_folder, check_vocabulary, described_by, tokenize
+from ..models.t5 import T5Config, T5Encoder
+from .pretrained import Description, check_folder, check_vocabulary, described_by, tokenize
 
-# T5-v1.1-XL as published, as far as it differs from the defaults of transformers.
+# T5-v1.1-XL as published, as far as it differs from the defaults of the format.
 PUBLISHED_CONFIG: dict[str, Any] = {
     "model_type": "t5",
     "d_model": 2048,
@@ -40,7 +35,7 @@ TOKENIZER_FILES = (("tokenizer.json",), ("spiece.model",))
 class T5Text:
     """The encoder and its tokenizer; follows the device and dtype of ``model``."""
 
-    def __init__(self, model: T5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: T5Encoder, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
         self.tokenizer = tokenizer
 
@@ -48,27 +43,40 @@ class T5Text:
     def encode(self, text: str) -> Tensor:
         """Token features of ``text``: float32 ``(77, D)`` on the network's device."""
         ids, mask = tokenize(self.tokenizer, text, self.model.device)
-        hidden: Tensor = self.model(ids, attention_mask=mask).last_hidden_state  # (1, N, D)
+        hidden: Tensor = self.model(ids, mask)  # (1, N, D)
         return hidden[0].float()
 
 
-class WideLinear(nn.Linear):
-    """A linear layer that computes and answers in float32 whatever its weight is stored in."""
+def build_network(description: dict[str, Any]) -> T5Encoder:
+    """The T5 encoder of a ``config.json`` with its parameters on ``meta``, ready to be filled.
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input.float(), self.weight.float())
-
-
-def build_network(config: T5Config) -> T5EncoderModel:
-    """The T5 encoder of ``config`` with its parameters on ``meta``, ready to be filled."""
+    Raises ValueError for a description of another network.
+    """
+    config = network_config(description)
     with torch.device("meta"):
-        model = T5EncoderModel(config)
-        for name in [name for name, _ in model.named_modules() if name.endswith("DenseReluDense.wo")]:
-            model.set_submodule(name, WideLinear(config.d_ff, config.d_model, bias=False))
-    # One module under both of its checkpoint names, so that filling and moving cannot split them.
-    model.encoder.embed_tokens = model.shared
+        model = T5Encoder(config)
     model.train(False)
     return model
+
+
+def network_config(description: dict[str, Any]) -> T5Config:
+    """The sizes in a ``config.json``; what it leaves out has the default of that format."""
+    whole = Description(description)
+    mlp = whole.word("feed_forward_proj", "relu")
+    if mlp != "gated-gelu":
+        raise ValueError(f"feed_forward_proj is {mlp[:40]!r}, version 1.1 has 'gated-gelu'")
+    return T5Config(
+        vocabulary=whole.count("vocab_size", 32128),
+        width=whole.count("d_model", 512),
+        head_width=whole.count("d_kv", 64),
+        hidden_width=whole.count("d_ff", 2048),
+        depth=whole.count("num_layers", 6),
+        num_heads=whole.count("num_heads", 8),
+        position_buckets=whole.count("relative_attention_num_buckets", 32),
+        furthest_position=whole.count("relative_attention_max_distance", 128),
+        norm_eps=whole.number("layer_norm_epsilon", 1e-6),
+        dropout=whole.number("dropout_rate", 0.1),
+    )
 
 
 def build_t5(folder: Path) -> T5Text:
@@ -78,7 +86,7 @@ def build_t5(folder: Path) -> T5Text:
     """
     description = check_folder(folder, "t5", TOKENIZER_FILES)
     with described_by(folder / "config.json"):
-        model = build_network(T5Config.from_dict(description, attn_implementation="eager"))
+        model = build_network(description)
     with described_by(folder):
         if not (folder / "tokenizer.json").is_file():  # else transformers makes an empty vocabulary of damage
             SentencePieceProcessor(model_file=str(folder / "spiece.model"))

@@ -16,12 +16,13 @@ from typing import Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ...encoders.metaclip import MetaCLIP
 from ...encoders.pixels import normalize_clip
 from ...encoders.pretrained import tokenize
 from ...encoders.t5 import T5Text
+from ...models.clip import CLIP
 from ...models.motion import MotionEncoder
 from ...models.synchformer import SYNC_FPS
 from ..loop import Learner, Update, autocast, seeded
@@ -195,17 +196,17 @@ class PictureLearner(Learner):
     @torch.no_grad()
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         model = networks["metaclip"]
-        assert isinstance(model, CLIPModel)
+        assert isinstance(model, CLIP)
         return {
             "contrast": self._contrast(model, self.validation.pictures[:, 0], self.validation.captions).item()
         }
 
-    def _contrast(self, model: CLIPModel, pictures: Tensor, captions: Sequence[str]) -> Tensor:
+    def _contrast(self, model: CLIP, pictures: Tensor, captions: Sequence[str]) -> Tensor:
         """Symmetric cross-entropy between ``pictures (B, 224, 224, 3)`` and their captions."""
         tokens = [tokenize(self.metaclip.tokenizer, caption, self.device) for caption in captions]
         ids, mask = (torch.cat(parts) for parts in zip(*tokens, strict=True))
-        seen = model.get_image_features(normalize_clip(pictures.to(self.device))).pooler_output
-        read = model.get_text_features(ids, attention_mask=mask).pooler_output
+        seen = model.image_features(normalize_clip(pictures.to(self.device)))
+        read = model.text_features(ids, mask)
         scores = F.normalize(seen.float(), dim=-1) @ F.normalize(read.float(), dim=-1).T
         scores = scores * model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         owner = torch.arange(len(scores), device=self.device)
@@ -229,7 +230,7 @@ class TextLearner(Learner):
     ) -> None:
         self.t5, self.texts, self.batch = t5, texts, batch
         self.device = t5.model.device
-        width, words = t5.model.config.d_model, len(t5.tokenizer)
+        width, words = t5.model.config.width, len(t5.tokenizer)
         self.head = seeded(lambda: nn.Linear(width, words), seed).to(self.device)
         self.networks: dict[str, nn.Module] = {"t5": t5.model, "head": self.head}
         parameters = [*t5.model.parameters(), *self.head.parameters()]
@@ -241,7 +242,7 @@ class TextLearner(Learner):
         ids, mask = (torch.cat(parts) for parts in zip(*tokens, strict=True))
         hidden = (torch.rand(ids.shape, generator=generator).to(self.device) < 0.2) & (mask == 1)
         blank = tokenizer.get_vocab()["<extra_id_0>"]
-        states = self.t5.model(ids.masked_fill(hidden, blank), attention_mask=mask).last_hidden_state
+        states = self.t5.model(ids.masked_fill(hidden, blank), mask)
         scores = self.head(states[hidden].float())
         loss = F.cross_entropy(scores, ids[hidden])
         right = (scores.argmax(dim=-1) == ids[hidden]).float().mean()

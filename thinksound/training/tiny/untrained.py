@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPTokenizer, T5Config, T5Tokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from ...checkpoints.checksums import seal
 from ...checkpoints.registry import weight_file
@@ -80,7 +80,7 @@ def _write_metaclip(folder: Path) -> None:
         {"tokenizer_class": "CLIPTokenizer", "model_max_length": TEXT_LENGTH},
     )
     tokenizer.backend_tokenizer.save(str(folder / "metaclip" / "tokenizer.json"))
-    _write_random(folder, "metaclip/model.safetensors", metaclip.build_network(CLIPConfig(**description)))
+    _write_random(folder, "metaclip/model.safetensors", metaclip.build_network(description))
 
 
 def _write_t5(folder: Path) -> None:
@@ -91,7 +91,7 @@ def _write_t5(folder: Path) -> None:
         folder / "t5" / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "model_max_length": 512}
     )
     tokenizer.backend_tokenizer.save(str(folder / "t5" / "tokenizer.json"))
-    _write_random(folder, "t5/model.safetensors", t5.build_network(T5Config(**description)))
+    _write_random(folder, "t5/model.safetensors", t5.build_network(description))
 
 
 def _clip_description(tokenizer: CLIPTokenizer) -> dict[str, Any]:
