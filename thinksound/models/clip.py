@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .embeddings import empty_table
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     """GELU approximated by a sigmoid, as CLIP was trained."""
@@ -120,8 +122,8 @@ class CLIPEncoder(nn.Module):
 class TextEmbeddings(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocabulary, config.text.width)
-        self.position_embedding = nn.Embedding(config.text_length, config.text.width)
+        self.token_embedding = empty_table(config.vocabulary, config.text.width)
+        self.position_embedding = empty_table(config.text_length, config.text.width)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
@@ -152,7 +154,7 @@ class VisionEmbeddings(nn.Module):
         width, size = config.vision.width, config.patch_size
         self.class_embedding = nn.Parameter(torch.zeros(width))
         self.patch_embedding = nn.Conv2d(3, width, size, stride=size, bias=False)
-        self.position_embedding = nn.Embedding((config.image_size // size) ** 2 + 1, width)
+        self.position_embedding = empty_table((config.image_size // size) ** 2 + 1, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype))

@@ -1,4 +1,4 @@
-"""Embedding of the flow time."""
+"""Embedding of the flow time, and tables of vectors."""
 
 from __future__ import annotations
 
@@ -40,3 +40,12 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timestep: Tensor) -> Tensor:
         return self.mlp(self.sinusoids(timestep).to(next(self.mlp.parameters()).dtype))
+
+
+def empty_table(count: int, width: int) -> nn.Embedding:
+    """``count`` vectors without values, to be filled from a file or by an initialisation.
+
+    `nn.Embedding` itself draws normal values. On the device ``meta`` that imports torch's compiler, which
+    takes longer than everything else in building a network.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .embeddings import empty_table
+
 
 @dataclass(frozen=True)
 class T5Config:
@@ -100,7 +102,7 @@ class T5Attention(nn.Module):
         self.v = nn.Linear(config.width, inner, bias=False)
         self.o = nn.Linear(inner, config.width, bias=False)
         if with_positions:
-            self.relative_attention_bias = nn.Embedding(config.position_buckets, config.num_heads)
+            self.relative_attention_bias = empty_table(config.position_buckets, config.num_heads)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         shape = (*x.shape[:2], self.num_heads, -1)
@@ -191,7 +193,7 @@ class T5Encoder(nn.Module):
         super().__init__()
         self.config = config
         # One module under both of its checkpoint names, so that filling and moving cannot split them.
-        self.shared = nn.Embedding(config.vocabulary, config.width)
+        self.shared = empty_table(config.vocabulary, config.width)
         self.encoder = T5Stack(config, self.shared)
 
     @property
