@@ -150,6 +150,10 @@ def test_importing_loads_no_heavy_library_and_prints_nothing():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+# Dependencies whose module has another name.
+MODULES = {"open_clip_torch": "open_clip", "pillow": "PIL"}
+
+
 def pins(name: str) -> dict[str, str]:
     lines = (ROOT / name).read_text().splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith(("#", "-")))
@@ -165,11 +169,10 @@ def test_every_dependency_is_pinned_inside_of_its_range_and_imported():
     for name, version in pinned.items():
         assert wanted[name].specifier.contains(version), f"{name}=={version} is outside of {wanted[name]}"
 
-    imports = {"open_clip_torch": "open_clip", "pillow": "PIL"}
     source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     # Used by transformers to read T5's spiece.model, and by open_clip; nothing else needs them.
     for name in set(pinned) - {"protobuf", "torchvision"}:
-        assert re.search(rf"^\s*(import|from) {imports.get(name, name)}\b", source, re.M), (
+        assert re.search(rf"^\s*(import|from) {MODULES.get(name, name)}\b", source, re.M), (
             f"nothing imports {name}"
         )
 
@@ -181,7 +184,7 @@ def test_every_import_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {Requirement(text).name for texts in listed for text in texts}
-    declared |= {"PIL"} if "pillow" in declared else set()
+    declared |= {module for name, module in MODULES.items() if name in declared}
     declared |= {"hf_xet"}  # comes with huggingface_hub on most machines, and is looked for before use
     serving = {"requests", "urllib3"}  # come with cog, which runs predict.py and with it this folder
     for path in sorted(PACKAGE.rglob("*.py")):

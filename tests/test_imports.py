@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 # transformers.modeling_utils stands for the networks of that library, which bring scipy and torch's compiler.
 UNUSED = {"accelerate", "matplotlib", "open_clip", "peft", "scipy", "sklearn", "tensorboard", "timm"}
+UNUSED |= {"sympy", "torch._dynamo", "torchvision"}
 UNUSED |= {"transformers.modeling_utils", "transformers.generation", "transformers.loss.loss_utils"}
 
 

@@ -3,7 +3,8 @@
 Attribute names are those of checkpoints in the layout of Hugging Face. Attention is pre-norm, with biases.
 Position numbers are no tensors here: the positions of an input are the first rows of its table.
 
-Results equal those of ``CLIPModel`` of the transformers library bit for bit (`tests/test_text_networks.py`).
+Results equal those of ``CLIPModel`` of the transformers library bit for bit
+(`tests/models/test_text_networks.py`).
 It is written out here because that library imports, for any one network, what all of them need to be
 trained and served: compilers, losses of object detection, distributed tensors.
 """

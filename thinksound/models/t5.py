@@ -7,7 +7,7 @@ fused: with the fused kernel the result differs from the published extractor's b
 The residual stream of a trained T5 leaves the range of float16, so the projection that feeds it always
 computes in float32 and the stream stays there: any parameter dtype is safe, and float32 parameters give the
 plain result, which equals that of ``T5EncoderModel`` of the transformers library bit for bit
-(`tests/test_text_networks.py`).
+(`tests/models/test_text_networks.py`).
 """
 
 from __future__ import annotations

@@ -195,8 +195,7 @@ class PictureLearner(Learner):
 
     @torch.no_grad()
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        model = networks["metaclip"]
-        assert isinstance(model, CLIP)
+        model = cast(CLIP, networks["metaclip"])
         return {
             "contrast": self._contrast(model, self.validation.pictures[:, 0], self.validation.captions).item()
         }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.paths import ROOT
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, T5Config, T5EncoderModel
 
@@ -17,7 +17,7 @@ from thinksound.models.t5 import WideLinear
 
 pytestmark = pytest.mark.slow
 
-TINY = Path(__file__).parent.parent / "weights" / "tiny"
+TINY = ROOT / "weights" / "tiny"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LENGTHS = (1, 2, 30, 76, 77)  # tokens of a text, 77 without padding
 
