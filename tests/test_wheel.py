@@ -135,7 +135,8 @@ def test_an_installed_wheel_works_outside_of_a_checkout(installed: Path, clips: 
     assert info.count(f"here     {installed}") == 5
     said = run("-m", "thinksound", "weights", "download", "--preset", "tiny", "-q")
     assert not cache.exists() and not said
-    code = "from thinksound.evaluation.made.judges import *; load_judges(judges_folder()); print(judges_folder())"
+    code = "from thinksound.evaluation.made.judges import *; "
+    code += "load_judges(judges_folder()); print(judges_folder())"
     assert run("-c", code).strip() == str(installed / "thinksound" / "bundled" / "judges")
     assert before == {
         path: path.stat().st_mtime_ns for path in (installed / "thinksound" / "bundled").rglob("*")

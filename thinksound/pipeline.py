@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from .media.audio import fit_length, to_pcm16
 from .media.decode import DecodedVideo, decode_video
 from .media.mux import MuxResult, mux
 from .media.probe import SOFTWARE
+from .media.still import read_image
 from .presets import DEFAULT_PRESET, Preset, get_preset
 from .progress import Progress
 from .request import (
@@ -69,6 +71,17 @@ class Sample:
         yield from (self.noise, self.latents)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What there is to see in a request."""
+
+    frames: Frames
+    duration_s: float  # of the result
+    sampled_s: float  # of the latents; MMAudio's own reader can make it shorter
+    video: DecodedVideo | None = None
+    image: np.ndarray | None = None
+
+
 @dataclass
 class _Clock:
     """Seconds per stage."""
@@ -93,15 +106,16 @@ class Pipeline:
 
     def __call__(
         self,
-        video: Path | str | DecodedVideo,
+        video: Path | str | DecodedVideo | None = None,
         caption: str = "",
         cot: str = "",
         options: Options | None = None,
         progress: Progress | None = None,
         negative_prompt: str = "",
+        image: Path | str | None = None,
         **changes: Any,
     ) -> Result:
-        """Generate the sound of a video.
+        """Generate the sound of a video; some families can do without one.
 
         Args:
             video: path of any file with moving pictures, 0.1 s to 3 minutes, or what `decode` gave of it.
@@ -110,6 +124,7 @@ class Pipeline:
             options: how to sample.
             progress: called as ``progress(stage, done, total)``.
             negative_prompt: what is not to be heard, for families that read one.
+            image: path of a still image instead of a video, for families that take one.
             changes: fields of `Options` to set, such as ``seed=7``.
 
         Raises:
@@ -117,23 +132,24 @@ class Pipeline:
         """
         options = _checked(options)
         if changes:
-            more = ("caption", "cot", "options", "progress", "negative_prompt")
+            more = ("video", "caption", "cot", "options", "progress", "negative_prompt", "image")
             options = replace(options, **by_current_names(changes, OPTIONS, more))
         options = self._settle(options)
+        self.family.check_options(options)
         texts = Texts(caption, cot, negative_prompt)
         notes = self.model.text_notes(texts)
         clock = _Clock()
 
         with memory_errors():
             with clock.time("decode"):
-                decoded = self._decoded(video, options.duration, progress)
+                seen = self._see(video, image, options, progress)
             with clock.time("encode"):
-                features = self._encode([decoded.frames], [texts], progress)[0]
+                features = self._encode([seen.frames], [texts], progress)[0]
             with clock.time("sample"):
-                noise, latents = self.sample(features, decoded.duration_s, options, progress)
+                noise, latents = self.sample(features, seen.sampled_s, options, progress)
             with clock.time("vae"):
                 waveform = self.decode_audio(latents)
-                pcm = self.finish(waveform, decoded.duration_s)
+                pcm = self.finish(waveform, seen.duration_s)
 
         assert options.seed is not None
         return Result(
@@ -142,13 +158,15 @@ class Pipeline:
             sample_rate=self.family.sound.sample_rate,
             seed=options.seed,
             preset=self.preset.name,
-            video=decoded,
+            video=seen.video,
+            image=seen.image,
+            frames=seen.frames,
             features=features,
             noise=noise,
             latents=latents,
             timings=clock.timings,
             metadata=self._metadata(texts, options),
-            notes=(*decoded.notes, *notes),
+            notes=(*(seen.video.notes if seen.video else ()), *notes),
         )
 
     def decode(
@@ -156,6 +174,7 @@ class Pipeline:
         video: Path | str,
         duration: float | None = None,
         progress: Progress | None = None,
+        reader: str = "exact",
         **older: float | None,
     ) -> DecodedVideo:
         """The frames that the encoders see, in one pass over the file.
@@ -164,8 +183,10 @@ class Pipeline:
             video: path of any file with moving pictures, 0.1 s to 3 minutes.
             duration: use the first seconds only; None is the whole video.
             progress: called as ``progress(stage, done, total)``.
+            reader: how frames are picked, see `Options`.
             older: ``duration_s``, which is what ``duration`` was called before.
         """
+        self.family.check_options(Options(reader=reader))
         path = as_path("video", video, "the path of one video")
         check_progress(progress)
         if older:
@@ -173,14 +194,48 @@ class Pipeline:
             duration = by_current_names(given, ("duration",), ("video", "progress"))["duration"]
         duration_s = None if duration is None else DURATION.check("duration", duration)
         report = (lambda share: progress("decode", round(100 * share), 100)) if progress else None
-        return decode_video(path, self.family.views, duration_s, report)
+        return decode_video(path, self.family.views, duration_s, report, drifting=reader == "mmaudio")
+
+    def _see(
+        self,
+        video: Path | str | DecodedVideo | None,
+        image: Path | str | None,
+        options: Options,
+        progress: Progress | None,
+    ) -> _Seen:
+        """What there is to see in a request."""
+        family = self.family
+        if family.needs_video and (video is None or image is not None):
+            given = "image is not taken" if image is not None else "video is missing"
+            raise InputError(f"{given}: {self.preset.name} needs moving pictures; give the path of a video")
+        if video is not None and image is not None:
+            raise InputError("video and image are both given; give one of them")
+        if video is not None:
+            decoded = self._decoded(video, options, progress)
+            frames = dict(decoded.frames)
+            if options.mask_away_clip:
+                for name in family.still_views:  # what is heard can be told from them; timing cannot
+                    del frames[name]
+            return _Seen(frames, decoded.duration_s, decoded.features_duration_s, video=decoded)
+        if options.mask_away_clip:
+            raise InputError("mask_away_clip is given without a video; leave it out", option="mask_away_clip")
+        duration_s = family.trained_duration_s if options.duration is None else options.duration
+        if image is None:
+            return _Seen({}, duration_s, duration_s)
+        pixels = read_image(as_path("image", image, "the path of one image"))
+        frames = {
+            view.name: torch.from_numpy(view.pixels(pixels))[None]
+            for view in family.views
+            if view.name in family.still_views
+        }
+        return _Seen(frames, duration_s, duration_s, image=pixels)
 
     def _decoded(
-        self, video: Path | str | DecodedVideo, duration: float | None, progress: Progress | None
+        self, video: Path | str | DecodedVideo, options: Options, progress: Progress | None
     ) -> DecodedVideo:
         if not isinstance(video, DecodedVideo):
-            return self.decode(video, duration, progress)
-        if duration is not None:
+            return self.decode(video, options.duration, progress, options.reader)
+        if options.duration is not None:
             raise InputError("duration is given with a decoded video; give it to decode", option="duration")
         self._frames(video)
         return video
@@ -391,7 +446,7 @@ class Pipeline:
         whole has its place here.
         """
         sound = self.family.sound
-        return fit_length(to_pcm16(waveform), sound.sample_count(duration_s), sound.hop)
+        return fit_length(to_pcm16(waveform), sound.sample_count(duration_s))
 
     def mux(
         self,

@@ -79,7 +79,58 @@ TINY = Preset(
     steps=24,
 )
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LIGHT, FULL, TINY)}
+
+def _mmaudio(size: str, summary: str, transformer: int, rate: str, vae: int, vocoder: int) -> Preset:
+    """A published preset of MMAudio; the numbers are parameters."""
+    return Preset(
+        name=f"mmaudio-{size}",
+        family="mmaudio",
+        size=size,
+        summary=summary,
+        networks={
+            "clip": NetworkFile(986_714_881, key="dfn5b", is_encoder=True),
+            "synchformer": LIGHT.networks["synchformer"],
+            "dit": NetworkFile(transformer, key=f"mmaudio_{size.replace('-', '_')}"),
+            "vae": NetworkFile(vae, key=f"mmaudio_vae_{rate}", always_float32=True),
+            "vocoder": NetworkFile(vocoder, key=f"bigvgan_{rate}", always_float32=True),
+        },
+        guidance_scale=4.5,
+        steps=25,
+    )
+
+
+MMAUDIO = tuple(
+    _mmaudio(size, f"MMAudio, {words}", transformer, *sound)
+    for size, words, transformer, sound in (
+        ("small-16k", "small, 16 kHz", 157_283_604, ("16k", 99_127_297, 112_199_473)),
+        ("small-44k", "small, 44.1 kHz", 157_409_064, ("44k", 176_340_993, 122_152_752)),
+        ("medium-44k", "medium, 44.1 kHz", 621_805_864, ("44k", 176_340_993, 122_152_752)),
+        ("large-44k", "large, 44.1 kHz", 1_030_002_088, ("44k", 176_340_993, 122_152_752)),
+        (
+            "large-44k-v2",
+            "large, 44.1 kHz, version 2: its authors' choice",
+            1_030_575_528,
+            ("44k", 176_340_993, 122_152_752),
+        ),
+    )
+)
+MMAUDIO_TINY = Preset(
+    name="mmaudio-tiny",
+    family="mmaudio",
+    size="tiny",
+    summary="MMAudio's networks at a small size with random values: noise, to try everything on",
+    networks={
+        "clip": NetworkFile(981_441, key="mmaudio_tiny_clip", is_encoder=True),
+        "synchformer": NetworkFile(186_768, key="mmaudio_tiny_synchformer", is_encoder=True),
+        "dit": NetworkFile(1_914_792, key="mmaudio_tiny_dit"),
+        "vae": NetworkFile(697_857, key="mmaudio_tiny_vae", always_float32=True),
+        "vocoder": NetworkFile(72_361, key="mmaudio_tiny_vocoder", always_float32=True),
+    },
+    guidance_scale=4.5,
+    steps=25,
+)
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (LIGHT, FULL, TINY, *MMAUDIO, MMAUDIO_TINY)}
 DEFAULT_PRESET = LIGHT.name
 
 

@@ -66,10 +66,37 @@ class Limits:
         return int(number)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a word may be."""
+
+    words: tuple[str, ...]
+
+    def check(self, name: str, value: Any) -> Any:
+        """``value``; raises `InputError` that names the option ``name``."""
+        if value not in self.words:
+            raise InputError(
+                f"{name} {describe(value)} is not known; give {' or '.join(self.words)}", option=name
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Switch:
+    """True or False."""
+
+    def check(self, name: str, value: Any) -> Any:
+        """``value``; raises `InputError` that names the option ``name``."""
+        if not isinstance(value, bool):
+            raise InputError(f"{name} {describe(value)} is not taken; give True or False", option=name)
+        return value
+
+
 STEPS = Limits(1, 100, whole=True)
 CFG_SCALE = Limits(1, 20)
 SEED = Limits(0, MAX_SEED, whole=True)
 DURATION = Limits(MIN_DURATION_S, MAX_DURATION_S)
+READERS = ("exact", "mmaudio")
 
 
 @dataclass(frozen=True, init=False)
@@ -84,6 +111,9 @@ class Options:
     cfg_scale: float | None = None  # 1 follows the conditions, more exaggerates; None: as the preset
     seed: int | None = None  # None draws one; the result says which
     duration: float | None = None  # use the first seconds only; None is the whole video
+    # Of some families only.
+    mask_away_clip: bool = False  # synchronisation alone sees the video, what is heard is up to the texts
+    reader: str = "exact"  # how frames are picked; "mmaudio" as MMAudio's own reader does, with its rounding
 
     def __init__(
         self,
@@ -91,6 +121,8 @@ class Options:
         cfg_scale: float | None = None,
         seed: int | None = None,
         duration: float | None = None,
+        mask_away_clip: bool = False,
+        reader: str = "exact",
         **older: Any,
     ) -> None:
         given = {
@@ -98,15 +130,24 @@ class Options:
             "cfg_scale": cfg_scale,
             "seed": seed,
             "duration": duration,
+            "mask_away_clip": mask_away_clip,
+            "reader": reader,
         }
         if older:
-            chosen = {name: value for name, value in given.items() if value is not None}
+            chosen = {name: value for name, value in given.items() if value != getattr(Options, name)}
             given |= by_current_names({**chosen, **older}, OPTIONS)
         for name, value in given.items():
             object.__setattr__(self, name, None if value is None else OPTIONS[name].check(name, value))
 
 
-OPTIONS = {"num_inference_steps": STEPS, "cfg_scale": CFG_SCALE, "seed": SEED, "duration": DURATION}
+OPTIONS: dict[str, Limits | Choice | Switch] = {
+    "num_inference_steps": STEPS,
+    "cfg_scale": CFG_SCALE,
+    "seed": SEED,
+    "duration": DURATION,
+    "mask_away_clip": Switch(),
+    "reader": Choice(READERS),
+}
 
 
 def by_current_names(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import save
 from torch import Tensor
 
+from .errors import OutputError
 from .families.protocol import Features
-from .media.audio import write_wav
+from .media.audio import SOUND_FORMATS, write_sound
 from .media.decode import DecodedVideo
 from .media.files import whole_file
 from .media.mux import mux
+from .media.still import write_still
 from .request import as_path
 
 
@@ -21,11 +25,13 @@ class Result:
     """The sound of one video, and everything on the way to it."""
 
     waveform: Tensor  # (channels, A) float32 as it was decoded, before normalisation
-    pcm: Tensor  # (channels, samples) int16, normalised, exactly as long as the picture
+    pcm: Tensor  # (channels, samples) int16, normalised, exactly as long as the video
     sample_rate: int  # Hz
     seed: int
     preset: str
-    video: DecodedVideo
+    video: DecodedVideo | None  # None where a text or an image was enough
+    image: np.ndarray | None  # uint8 (height, width, 3): the still image that was given
+    frames: Mapping[str, Tensor]  # what the encoders saw, by the names of the views
     features: Features
     noise: Tensor  # (C, T)
     latents: Tensor  # (C, T)
@@ -34,7 +40,7 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def save(self, path: Path | str) -> tuple[str, ...]:
-        """Write the video with its sound (``.mp4``), or the sound alone (``.wav``).
+        """Write the video or still image with its sound (``.mp4``), or the sound alone (``.wav``, ``.flac``).
 
         Returns:
             Sentences the user should read, such as why the picture was encoded again.
@@ -43,9 +49,16 @@ class Result:
             OutputError: the file cannot be written; nothing is left behind.
         """
         path = as_path("path", path, "where to write, .mp4 or .wav")
-        if path.suffix.lower() == ".wav":
-            write_wav(path, self.pcm, self.sample_rate)
+        if path.suffix.lower() in SOUND_FORMATS:
+            write_sound(path, self.pcm, self.sample_rate)
             return ()
+        if self.image is not None:
+            write_still(self.image, self.pcm, self.sample_rate, path, self.metadata)
+            return ()
+        if self.video is None:
+            raise OutputError(
+                f"{path}: there is no picture that the sound belongs to; give a name that ends in .wav"
+            )
         muxed = mux(self.video, self.pcm, self.sample_rate, path, self.metadata)
         encoded = () if muxed.copied else (f"the picture was encoded again as H.264: {muxed.reason}",)
         return (*encoded, *muxed.notes)
@@ -60,7 +73,7 @@ class Result:
             OutputError: the file cannot be written; nothing is left behind.
         """
         tensors = {
-            **{f"{view}_frames": frames for view, frames in self.video.frames.items()},
+            **{f"{view}_frames": frames for view, frames in self.frames.items()},
             **self.features,
             "noise": self.noise,
             "latents": self.latents,

@@ -310,6 +310,7 @@ def test_open_clip_is_imported_by_this_encoder_alone() -> None:
 
 @pytest.mark.slow
 def test_the_pipeline_of_thinksound_loads_neither_open_clip_nor_timm() -> None:
-    code = "import sys, thinksound.pipeline, thinksound.families.tiny; print({'open_clip', 'timm'} & set(sys.modules))"
+    code = "import sys, thinksound.pipeline, thinksound.families.tiny; "
+    code += "print({'open_clip', 'timm'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -15,7 +15,7 @@ import torch
 from thinksound.errors import OutputError, PlacementError, ThinkSoundError
 from thinksound.families.find import family_of
 from thinksound.media import files
-from thinksound.media.audio import fit_length, to_pcm16, write_wav
+from thinksound.media.audio import fit_length, to_pcm16, write_sound
 from thinksound.media.files import whole_file
 from thinksound.presets import PRESETS, Preset
 
@@ -47,14 +47,14 @@ def test_sound_that_is_not_a_number_is_refused_with_advice(value: float) -> None
 
 def test_surplus_is_cut() -> None:
     pcm16 = to_pcm16(tone(5000))
-    assert torch.equal(fit_length(pcm16, 4000, 2048), pcm16[:, :4000])
-    assert torch.equal(fit_length(pcm16, 5000, 2048), pcm16)
+    assert torch.equal(fit_length(pcm16, 4000), pcm16[:, :4000])
+    assert torch.equal(fit_length(pcm16, 5000), pcm16)
 
 
 @pytest.mark.parametrize("missing", [1, 2, 530, 777, 1024])
 def test_missing_samples_are_filled_without_a_click(missing: int) -> None:
     pcm16 = to_pcm16(tone(4096))
-    fitted = fit_length(pcm16, 4096 + missing, 2048)
+    fitted = fit_length(pcm16, 4096 + missing)
     assert fitted.shape == (2, 4096 + missing) and fitted.dtype == torch.int16
     assert torch.equal(fitted[:, :4096], pcm16)
     assert (fitted[:, -1] == 0).all()
@@ -68,13 +68,20 @@ def test_missing_samples_are_filled_without_a_click(missing: int) -> None:
 def test_what_is_filled_is_the_mirror_image_under_a_raised_cosine() -> None:
     missing = 400
     constant = torch.full((2, 1024), 20_000, dtype=torch.int16)
-    filled = fit_length(constant, 1024 + missing, 1024)[:, 1024:]
+    filled = fit_length(constant, 1024 + missing)[:, 1024:]
     wanted = 20_000 * (1 + torch.cos(torch.pi * torch.arange(1, missing + 1) / missing)) / 2
     assert (filled - wanted).abs().max() <= 0.51  # rounding
     ramp = torch.arange(1024, dtype=torch.int16).expand(2, -1)
-    mirrored = fit_length(ramp, 1024 + missing, 1024)[:, 1024:]
+    mirrored = fit_length(ramp, 1024 + missing)[:, 1024:]
     wanted = (1022 - torch.arange(missing)) * wanted / 20_000
     assert (mirrored - wanted).abs().max() <= 0.51
+
+
+def test_more_than_a_fade_is_filled_with_silence() -> None:
+    constant = torch.full((1, 4096), 20_000, dtype=torch.int16)
+    filled = fit_length(constant, 8000)[:, 4096:]
+    assert filled.shape == (1, 3904) and filled[0, 0] > 19_990 and not filled[:, 1024:].any()
+    assert fit_length(constant[:, :3], 8).shape == (1, 8)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
@@ -88,7 +95,7 @@ def test_every_duration_can_be_reached_from_its_latents(preset: Preset) -> None:
 
 def test_wav_holds_the_very_samples(tmp_path: Path) -> None:
     pcm16 = to_pcm16(tone(44_100))
-    write_wav(tmp_path / "sound.wav", pcm16, 44_100)
+    write_sound(tmp_path / "sound.wav", pcm16, 44_100)
     samples, rate = soundfile.read(tmp_path / "sound.wav", dtype="int16")
     assert rate == 44_100 and np.array_equal(samples, pcm16.T.numpy())
     assert soundfile.info(tmp_path / "sound.wav").subtype == "PCM_16"
@@ -97,18 +104,18 @@ def test_wav_holds_the_very_samples(tmp_path: Path) -> None:
 
 def test_a_missing_folder_and_a_directory_are_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
-        write_wav(tmp_path / "absent" / "sound.wav", to_pcm16(tone(100)), 44_100)
+        write_sound(tmp_path / "absent" / "sound.wav", to_pcm16(tone(100)), 44_100)
     with pytest.raises(OutputError, match="directory"):
-        write_wav(tmp_path, to_pcm16(tone(100)), 44_100)
+        write_sound(tmp_path, to_pcm16(tone(100)), 44_100)
     with pytest.raises(OutputError, match="file name"):
-        write_wav(tmp_path / ("x" * 300 + ".wav"), to_pcm16(tone(100)), 44_100)
+        write_sound(tmp_path / ("x" * 300 + ".wav"), to_pcm16(tone(100)), 44_100)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
 def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "sound.wav")
     with pytest.raises(OutputError, match="not a regular file"):
-        write_wav(tmp_path / "sound.wav", to_pcm16(tone(100)), 44_100)
+        write_sound(tmp_path / "sound.wav", to_pcm16(tone(100)), 44_100)
     assert (tmp_path / "sound.wav").is_fifo()
 
 
@@ -117,7 +124,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(OutputError, match="not writable"):
-            write_wav(tmp_path / "sound.wav", to_pcm16(tone(100)), 44_100)
+            write_sound(tmp_path / "sound.wav", to_pcm16(tone(100)), 44_100)
     finally:
         tmp_path.chmod(0o700)
 
@@ -129,11 +136,11 @@ import resource, signal, sys, torch
 from thinksound.models.oobleck import OobleckConfig
 from thinksound.models.spectrogram_vae import SpectrogramVAEConfig
 from thinksound.errors import OutputError
-from thinksound.media.audio import write_wav
+from thinksound.media.audio import write_sound
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
-    write_wav(sys.argv[1], torch.zeros(2, 44_100, dtype=torch.int16), 44_100)
+    write_sound(sys.argv[1], torch.zeros(2, 44_100, dtype=torch.int16), 44_100)
 except OutputError as error:
     print(error)
 """

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support import clips as make
+from support.paths import PARITY
 from support.reference import SMALL_SYNCHFORMER, relative_l2, seeded
 
 from thinksound.encoders.sync import encode_sync
@@ -22,7 +23,6 @@ from thinksound.media.decode import DecodedVideo, decode_video
 from thinksound.media.views import View
 from thinksound.models.synchformer import Synchformer
 
-PARITY = Path(__file__).parent / "parity"
 PUBLISHED = json.loads((PARITY / "mmaudio" / "frames_mmaudio.json").read_text())
 UNUSABLE = [name for name, read in PUBLISHED.items() if read["8"]["duration"] < 0.64]
 USABLE = [name for name in PUBLISHED if name not in UNUSABLE]

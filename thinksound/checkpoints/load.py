@@ -23,6 +23,7 @@ from .locate import (
     describe_missing,
     files_of,
     is_complete,
+    is_drawn,
     published_path,
     read_metadata,
     single_file,
@@ -30,6 +31,7 @@ from .locate import (
 )
 from .registry import SIGNS, WEIGHTS, WeightFile, weight_file
 from .tensors import check_finite, open_tensors
+from .untrained import drawn_tensors
 
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
@@ -86,6 +88,10 @@ def load_network(
         checksums.check(weights_dir, part)
     built = build(path)
     network = network_of(built)
+    if is_drawn(file, path):
+        fill(network, drawn_tensors(key, network.state_dict()), path, dtype, finite=True)
+        _freeze(network)
+        return built
     tensors = read_tensors(path, file, network.state_dict().keys())
     # Looked at once: it reads the file whole. Where one file serves two networks, its record is of one.
     alone = sum(other.path == file.path for other in WEIGHTS.values()) == 1

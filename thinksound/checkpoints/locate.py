@@ -105,11 +105,17 @@ def published_path(weights_dir: Path, file: WeightFile) -> Path:
 
 
 def is_complete(file: WeightFile, path: Path) -> bool:
-    """Whether everything that ``file`` consists of lies at ``path``."""
+    """Whether everything that ``file`` consists of lies at ``path``, or need not."""
     try:
-        return not absent_parts(file, path) if file.is_folder else path.is_file()
+        return not absent_parts(file, path) if file.is_folder else path.is_file() or is_drawn(file, path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def is_drawn(file: WeightFile, path: Path) -> bool:
+    """Whether there is no file at ``path`` because the values of ``file`` are drawn."""
+    own = PurePosixPath(file.path).parts  # not that of a converted copy
+    return file.is_random and path.parts[-len(own) :] == own and not path.exists()
 
 
 def absent_parts(file: WeightFile, folder: Path) -> list[str]:
@@ -157,6 +163,8 @@ def shards_of(index: Path) -> set[str]:
 
 def files_of(file: WeightFile, path: Path) -> list[Path]:
     """The files that are read when ``file`` is loaded from ``path``."""
+    if is_drawn(file, path):
+        return []
     return [path / name for name in file.wanted(_names(path))] if file.is_folder else [path]
 
 

@@ -72,7 +72,13 @@ SIGNS = (
     ("decoder.layers.", "weights of the audio VAE"),
     ("vision_model.", "CLIP weights"),
     ("encoder.block.", "T5 weights"),
+    ("conv_pre.", "weights of the vocoder BigVGAN"),
+    ("resblocks.", "CLIP weights of open_clip"),
 )
+
+_MMAUDIO = "hkchengrex/MMAudio"
+# By the repository's README; the page on the hub says MIT.
+_MMAUDIO_LICENCE = "CC-BY-NC-4.0"
 
 _RESEARCH_ONLY = "research and education only, no commercial use"
 _OWN = "Apache-2.0, part of this project"
@@ -93,6 +99,7 @@ class WeightFile:
     patterns: tuple[str, ...] = ()  # of a folder: its files besides the weights, first its description
     layouts: Layouts = WEIGHT_LAYOUTS  # of a folder: its weights, best first
     sha256: Mapping[str, str] = field(default_factory=dict)  # file name -> hash as published, where known
+    is_random: bool = False  # nobody has trained it yet: without a file its values are drawn (`untrained`)
     prefix: str = ""  # regular expression: what stands before the network's own tensor names
     ignored: str = "(?!)"  # regular expression: tensors, by their names without prefix, that are not loaded
 
@@ -248,6 +255,89 @@ WEIGHTS: dict[str, WeightFile] = {
             # pinned by several other projects, which name its model.safetensors
             revision="f826b80d28226b62986cc218e5cec390b1096902",
             patterns=("config.json", "preprocessor_config.json"),
+        ),
+        *(
+            WeightFile(
+                key=f"mmaudio_{size}",
+                path=f"mmaudio_{size}.pth",
+                remote=f"weights/mmaudio_{size}.pth",
+                purpose=f"MMAudio's transformer, {words}",
+                licence=_MMAUDIO_LICENCE,
+                size=bytes_,
+                repository=_MMAUDIO,
+                ignored=_COMPUTED_TABLES,  # in the files of version 1
+            )
+            for size, words, bytes_ in (
+                ("small_16k", "small, 16 kHz", 630_000_000),
+                ("small_44k", "small, 44.1 kHz", 630_000_000),
+                ("medium_44k", "medium, 44.1 kHz", 2_490_000_000),
+                ("large_44k", "large, 44.1 kHz", 4_120_000_000),
+                ("large_44k_v2", "large, 44.1 kHz, version 2", 4_120_000_000),
+            )
+        ),
+        WeightFile(
+            key="mmaudio_vae_16k",
+            path="v1-16.pth",
+            remote="ext_weights/v1-16.pth",
+            purpose="MMAudio's mel VAE, 16 kHz",
+            licence=_MMAUDIO_LICENCE,
+            size=687_000_000,
+            repository=_MMAUDIO,
+        ),
+        WeightFile(
+            key="mmaudio_vae_44k",
+            path="v1-44.pth",
+            remote="ext_weights/v1-44.pth",
+            purpose="MMAudio's mel VAE, 44.1 kHz",
+            licence=_MMAUDIO_LICENCE,
+            size=1_220_000_000,
+            repository=_MMAUDIO,
+        ),
+        WeightFile(
+            key="bigvgan_16k",
+            path="best_netG.pt",
+            remote="ext_weights/best_netG.pt",
+            purpose="BigVGAN, MMAudio's vocoder at 16 kHz",
+            licence="MIT",
+            size=449_000_000,
+            repository=_MMAUDIO,
+            prefix=r"generator\.",
+        ),
+        WeightFile(
+            key="bigvgan_44k",
+            path="bigvgan_generator.pt",
+            purpose="BigVGAN v2, MMAudio's vocoder at 44.1 kHz",
+            licence="MIT",
+            size=489_000_000,
+            repository="nvidia/bigvgan_v2_44khz_128band_512x",
+            prefix=r"generator\.",
+        ),
+        WeightFile(
+            key="dfn5b",
+            path="DFN5B-CLIP-ViT-H-14-378",
+            purpose="DFN5B CLIP ViT-H/14, MMAudio's frame and text features",
+            licence="Apple sample code licence",
+            size=3_950_000_000,
+            repository="apple/DFN5B-CLIP-ViT-H-14-378",
+            patterns=("open_clip_config.json",),
+            layouts=OPEN_CLIP_LAYOUTS,
+        ),
+        *(
+            WeightFile(
+                key=f"mmaudio_tiny_{network}",
+                path=f"mmaudio-tiny/{network}.safetensors",
+                purpose=f"{words} of the preset mmaudio-tiny, random",
+                licence=_OWN,
+                size=None,
+                is_random=True,
+            )
+            for network, words in (
+                ("clip", "CLIP"),
+                ("synchformer", "Synchformer"),
+                ("dit", "transformer"),
+                ("vae", "mel VAE"),
+                ("vocoder", "vocoder"),
+            )
         ),
         WeightFile(
             "tiny_dit", "tiny/mmdit.safetensors", "diffusion transformer of the tiny preset", _OWN, None

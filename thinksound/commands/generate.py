@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, ThinkSoundError, printable
-from ..presets import PRESETS
-from ..request import CFG_SCALE, DURATION, MAX_SEED, SEED, STEPS
+from ..presets import PRESETS, get_preset
+from ..request import CFG_SCALE, DURATION, MAX_SEED, READERS, SEED, STEPS, Options, Texts
 from .arguments import add_model, add_quiet, as_typed, load_pipeline, within
 from .progress import Bars
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
-    from ..request import Options
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,9 +31,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog='example: thinksound generate clip.mp4 --caption "Axe striking wood" '
         '--cot "Begin with three sharp blows, then the crack of splitting wood in an open forest."',
     )
-    parser.set_defaults(run=run, interrupted="the video was not written")
+    parser.set_defaults(run=run, refuse=parser.error, interrupted="the result was not written")
     parser.add_argument(
-        "videos", nargs="+", metavar="VIDEO", help="any file with moving pictures, 0.1 s to 3 minutes"
+        "videos",
+        nargs="*",
+        metavar="VIDEO",
+        help="any file with moving pictures, 0.1 s to 3 minutes; the mmaudio presets do without one",
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -44,6 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="a file, which is replaced, or a folder (OUT/ is made if missing); default: VIDEO_sound.mp4 in "
         "the current folder, or VIDEO_sound-2.mp4 where that exists",
     )
+    parser.add_argument("--image", metavar="IMAGE", help="a still image instead of a video (mmaudio presets)")
     output.add_argument("--audio", type=Path, metavar="OUT.wav", help="also write the sound alone")
     output.add_argument(
         "--dump",
@@ -58,9 +61,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--cot",
         default="",
         metavar="TEXT",
-        help="chain of thought: the sound step by step (default: the caption)",
+        help="chain of thought: the sound step by step (default: the caption); thinksound presets and tiny",
     )
-    sound.add_argument("--duration", type=within(DURATION), metavar="S", help="use the first S seconds only")
+    sound.add_argument(
+        "--negative-prompt",
+        default="",
+        metavar="TEXT",
+        help="what is not to be heard (mmaudio presets)",
+    )
+    sound.add_argument(
+        "--duration",
+        type=within(DURATION),
+        metavar="S",
+        help="use the first S seconds only; without a video, the length of the sound (default: 8)",
+    )
     sound.add_argument(
         "--cfg-scale",
         type=within(CFG_SCALE),
@@ -81,18 +95,41 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help=f"0 to {MAX_SEED}; the same seed gives the same sound",
     )
+    sound.add_argument(
+        "--mask-away-clip",
+        action="store_true",
+        help="the video sets the timing alone, what is heard is up to the text (mmaudio presets)",
+    )
+    sound.add_argument(
+        "--reader",
+        choices=READERS,
+        default=Options.reader,
+        help="how frames are picked; mmaudio: as MMAudio's own reader does, with its rounding "
+        "(mmaudio presets; default: exact)",
+    )
     add_model(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     from ..media.files import make_folder
     from ..media.probe import probe
-    from ..request import Options, Texts
 
-    options = Options(arguments.steps, arguments.cfg_scale, arguments.seed, arguments.duration)
-    Texts(arguments.caption, arguments.cot)
-    videos = _expand(arguments.videos)
+    options = Options(
+        arguments.steps,
+        arguments.cfg_scale,
+        arguments.seed,
+        arguments.duration,
+        arguments.mask_away_clip,
+        arguments.reader,
+    )
+    Texts(arguments.caption, arguments.cot, arguments.negative_prompt)
     folder = _folder(arguments.output)
+    if not arguments.videos:
+        _without_video(arguments, options, folder)
+        return
+    if arguments.image is not None:
+        raise InputError(f"--image {arguments.image}: a video is given too; give one of them")
+    videos = _expand(arguments.videos)
     several = len(videos) > 1
     if several:
         _check_several(arguments, videos, folder)
@@ -127,6 +164,28 @@ def run(arguments: argparse.Namespace) -> None:
             succeeds(video, partial(_generate, arguments, pipeline, options, folder, video))
     if failed:
         raise ThinkSoundError(f"{len(failed)} of {len(videos)} videos got no sound: {', '.join(failed)}")
+
+
+def _without_video(arguments: argparse.Namespace, options: Options, folder: Path | None) -> None:
+    """The sound of a text, or of a still image."""
+    from ..families.find import family_of
+    from ..media.audio import SOUND_FORMATS
+    from ..media.files import check_output, make_folder
+
+    family = family_of(get_preset(arguments.preset))
+    if family.needs_video:
+        arguments.refuse(f"{arguments.preset} needs a video; the mmaudio presets do with an image or a text")
+    family.check_options(options)
+    if not arguments.caption.strip() and arguments.image is None:
+        arguments.refuse("nothing to make a sound of; give a VIDEO, an --image or a --caption")
+    if folder is not None:
+        make_folder(folder)
+    output = _output(arguments, folder, None)
+    check_output(output, (*SOUND_FORMATS, *([".mp4"] if arguments.image is not None else [])))
+    _check_others(arguments, ())
+    say = _silent if arguments.quiet else _say
+    say(f"Loading {arguments.preset}")
+    _generate(arguments, _load(arguments), options, folder, None)
 
 
 def _expand(names: Sequence[str]) -> list[str]:
@@ -182,16 +241,17 @@ def _check_several(arguments: argparse.Namespace, videos: Sequence[str], folder:
             raise InputError(f"--{option} takes one video, and {len(videos)} were given; run them one by one")
 
 
-def _output(arguments: argparse.Namespace, folder: Path | None, video: str) -> Path:
+def _output(arguments: argparse.Namespace, folder: Path | None, video: str | None) -> Path:
     from ..media.files import free_name
 
     if folder is None:
         return Path(arguments.output)
-    return free_name(folder / _result_name(video))
+    return free_name(folder / _result_name(arguments, video))
 
 
-def _result_name(video: str) -> str:
-    return f"{Path(video).stem}_sound.mp4"
+def _result_name(arguments: argparse.Namespace, video: str | None) -> str:
+    source = video if video is not None else arguments.image
+    return "sound.wav" if source is None else f"{Path(source).stem}_sound.mp4"
 
 
 def _check_outputs(arguments: argparse.Namespace, folder: Path | None, video: str) -> None:
@@ -199,6 +259,12 @@ def _check_outputs(arguments: argparse.Namespace, folder: Path | None, video: st
 
     inputs = (Path(video),)
     check_output(_output(arguments, folder, video), (".mp4",), inputs)
+    _check_others(arguments, inputs)
+
+
+def _check_others(arguments: argparse.Namespace, inputs: Sequence[Path]) -> None:
+    from ..media.files import check_output
+
     if arguments.audio is not None:
         check_output(arguments.audio, (".wav",), inputs)
     if arguments.dump is not None:
@@ -211,11 +277,23 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
 
 
 def _generate(
-    arguments: argparse.Namespace, pipeline: Pipeline, options: Options, folder: Path | None, video: str
+    arguments: argparse.Namespace,
+    pipeline: Pipeline,
+    options: Options,
+    folder: Path | None,
+    video: str | None,
 ) -> None:
     say = _silent if arguments.quiet else _say
     with Bars(arguments.quiet) as bars:
-        result = pipeline(video, arguments.caption, arguments.cot, options, bars)
+        result = pipeline(
+            video,
+            arguments.caption,
+            arguments.cot,
+            options,
+            bars,
+            arguments.negative_prompt,
+            arguments.image,
+        )
     if arguments.dump is not None:
         result.dump(arguments.dump)
     if arguments.audio is not None:
@@ -226,7 +304,7 @@ def _generate(
     arguments.interrupted = f"the last result is {output}"
     for note in notes:
         say(f"Note: {note}")
-    if folder is not None and output != (kept := folder / _result_name(video)):
+    if folder is not None and output != (kept := folder / _result_name(arguments, video)):
         say(f"Note: {kept} exists and was kept, the new result is {output}; -o {kept} would replace it")
     say("  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.timings.items()))
     say(f"Seed {result.seed}")

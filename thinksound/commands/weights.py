@@ -95,7 +95,7 @@ def weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
     The first line says so if there is no such folder.
     """
     from ..checkpoints.cache import cached_files
-    from ..checkpoints.locate import check_weights_dir, is_complete, published_path
+    from ..checkpoints.locate import check_weights_dir, is_complete, is_drawn, published_path
     from ..checkpoints.registry import weight_file
 
     check_weights_dir(folder, may_be_absent=True)
@@ -104,7 +104,8 @@ def weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
         file = weight_file(key)
         published, converted = published_path(folder, file), folder / file.converted_path
         here = [path for path in (published, converted) if is_complete(file, path)]
-        lines += [f"here     {path}  ({file.licence})" for path in here]
+        states = {path: "drawn" if is_drawn(file, path) else "here" for path in here}
+        lines += [f"{state:<8} {path}  ({file.licence})" for path, state in states.items()]
         if not here:
             cached = {} if file.bundled else cached_files(file)
             lines.append(f"missing  {published}  ({file.licence})")

@@ -21,13 +21,16 @@ from ..errors import InputError
 from ..media.views import View
 from ..presets import Preset
 from ..rates import audio_sample_count
-from ..request import Texts
+from ..request import Options, Texts
 
 # What the encoders say of one request, by the names of a family's conditions: float32 (N, D) on the CPU.
 Features = Mapping[str, Tensor]
 
 # The network that follows the flow, under this name in every family.
 TRANSFORMER = "dit"
+
+# Options that only some families have.
+_SPECIAL = frozenset({"mask_away_clip", "reader"})
 
 Report = Callable[[int, int], None]  # done, total
 
@@ -101,6 +104,9 @@ class Family(ABC):
     conditions: tuple[Condition, ...]  # in the transformer's order
     sound: SoundFormat
     trained_duration_s: float
+    options: frozenset[str] = frozenset()  # of `Options`, beside those that every family has
+    needs_video = True  # else a text alone, or a still image, is enough
+    still_views: tuple[str, ...] = ()  # the views that a still image is shown to
 
     def __init__(self, preset: Preset) -> None:
         self.preset = preset
@@ -151,6 +157,15 @@ class Family(ABC):
                     option=name,
                 )
         return {name: getattr(texts, name).strip() for name in self.texts}
+
+    def check_options(self, options: Options) -> None:
+        """
+        Raises:
+            InputError: an option is given that the family does not have.
+        """
+        for name in sorted(_SPECIAL - self.options):
+            if getattr(options, name) != getattr(Options, name):
+                raise InputError(f"{name} is not an option of {self.preset.name}; leave it out", option=name)
 
     @staticmethod
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Generated sound as 16-bit samples: peak level, exact length, WAV files."""
+"""Generated sound as 16-bit samples: peak level, exact length, files."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from pathlib import Path
 
 import soundfile
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ThinkSoundError
 from .files import whole_file
+
+_LONGEST_FADE = 1024  # samples: half a latent frame of the published ThinkSound
 
 
 def to_pcm16(waveform: Tensor) -> Tensor:
     """Scale sound so that its peak is full scale, as upstream does; silence stays silence.
 
     Args:
-        waveform: float (2, A).
+        waveform: float (channels, A).
 
     Returns:
-        int16 (2, A).
+        int16 (channels, A).
 
     Raises:
         ThinkSoundError: the waveform holds NaN or infinity.
@@ -37,36 +40,40 @@ def to_pcm16(waveform: Tensor) -> Tensor:
     return waveform.div(peak).clamp(-1, 1).mul(32767).to(torch.int16)
 
 
-def fit_length(pcm16: Tensor, samples: int, hop: int) -> Tensor:
-    """Cut sound to ``samples``, or fill the few that a rounded latent count leaves missing.
+def fit_length(pcm16: Tensor, samples: int) -> Tensor:
+    """Cut sound to ``samples``, or fill those that a rounded latent count leaves missing.
 
-    The end is continued by its mirror image, fading to zero, so that there is no click. Samples that
-    were generated stay as they are.
+    The end is continued by its mirror image, fading to zero, so that there is no click; what is missing
+    beyond that is silence. Samples that were generated stay as they are.
 
     Args:
-        pcm16: int16 (2, A).
-        samples: the length wanted; at most half a latent frame longer than A.
-        hop: samples per latent frame.
+        pcm16: int16 (channels, A).
+        samples: the length wanted.
 
     Returns:
-        int16 (2, samples).
+        int16 (channels, samples).
     """
     missing = samples - pcm16.shape[-1]
     if missing <= 0:
         return pcm16[:, :samples]
-    assert missing <= hop // 2 < pcm16.shape[-1], (tuple(pcm16.shape), samples)
-    mirrored = pcm16[:, -1 - missing : -1].flip(-1).float()  # (2, missing); the last sample is not repeated
-    fade = torch.cos(torch.arange(1, missing + 1) * (torch.pi / 2 / missing)) ** 2  # 1 -> 0
-    return torch.cat([pcm16, (mirrored * fade).round().to(torch.int16)], dim=-1)
+    length = min(missing, _LONGEST_FADE, pcm16.shape[-1] - 1)
+    mirrored = pcm16[:, -1 - length : -1].flip(-1).float()  # (channels, length); without the last sample
+    fade = torch.cos(torch.arange(1, length + 1) * (torch.pi / 2 / length)) ** 2  # 1 -> 0
+    continued = torch.cat([pcm16, (mirrored * fade).round().to(torch.int16)], dim=-1)
+    return F.pad(continued, (0, missing - length))
 
 
-def write_wav(path: Path | str, pcm16: Tensor, sample_rate: int) -> None:
-    """Write int16 (2, A) as a WAV file, whole or not at all.
+SOUND_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+
+
+def write_sound(path: Path | str, pcm16: Tensor, sample_rate: int) -> None:
+    """Write int16 (channels, A) as a WAV or FLAC file, by its ending, whole or not at all.
 
     Raises:
         OutputError: the folder is missing or not writable, or the disk is full.
     """
+    kind = SOUND_FORMATS.get(Path(path).suffix.lower(), "WAV")
     encoded = io.BytesIO()  # the file itself is written in one piece, with errors that can be told apart
-    soundfile.write(encoded, pcm16.T.cpu().numpy(), sample_rate, subtype="PCM_16", format="WAV")
+    soundfile.write(encoded, pcm16.T.cpu().numpy(), sample_rate, subtype="PCM_16", format=kind)
     with whole_file(path) as temporary:
         temporary.write_bytes(encoded.getvalue())

@@ -85,7 +85,7 @@ def mux(
 
     Args:
         video: as decoded before; its file is read again.
-        pcm16: int16 (2, A), as long as the picture.
+        pcm16: int16 (channels, A), as long as the picture.
         sample_rate: in Hz.
         output: an .mp4 file; it appears whole or not at all.
         metadata: texts stored in the file under these names.
@@ -100,7 +100,7 @@ def mux(
     with (
         open_video(video.info.path) as (container, stream),
         whole_file(output) as temporary,
-        _create_mp4(temporary) as target,
+        create_mp4(temporary) as target,
     ):
         dolby = dolby_vision(stream)
         lost = ["Dolby Vision metadata"] if reason and dolby else []
@@ -130,13 +130,14 @@ def mux(
         target.streams.video[0].metadata.update(kept.track_tags)
         sound: Iterator[Packet[Any]] = encode_sound(target, pcm16, sample_rate)
         texts = [add_subtitles(target, subtitles) for subtitles in kept.subtitles]
-        for packet in heapq.merge(picture, sound, *texts, key=_decoded_at):
+        for packet in heapq.merge(picture, sound, *texts, key=decoded_at):
             target.mux(packet)
     return MuxResult(output, copied=not reason, reason=reason, notes=notes)
 
 
 @contextmanager
-def _create_mp4(path: Path) -> Iterator[OutputContainer]:
+def create_mp4(path: Path) -> Iterator[OutputContainer]:
+    """A new MP4 at ``path``, finished when the block ends."""
     name = f"file:{path.absolute()}"
     with av.open(name, "w", format="mp4", container_options=_MUXER, metadata_errors="replace") as target:
         yield target
@@ -144,7 +145,8 @@ def _create_mp4(path: Path) -> Iterator[OutputContainer]:
         write_player_tags(path, target.metadata)
 
 
-def _decoded_at(packet: Packet[Any]) -> Fraction:
+def decoded_at(packet: Packet[Any]) -> Fraction:
+    """When a packet is decoded, in seconds: the order in which packets are written."""
     assert packet.dts is not None  # encoders and _copy set it
     return packet.dts * packet.time_base
 
@@ -348,23 +350,24 @@ def _parameters_are_in_band(extradata: bytes) -> bool:
 
 
 def encode_sound(target: OutputContainer, pcm16: Tensor, sample_rate: int) -> Iterator[Packet[AudioStream]]:
-    """Add a stereo AAC stream to ``target`` and return its packets.
+    """Add an AAC stream, mono or stereo, to ``target`` and return its packets.
 
     The first packet, which primes decoders, lies before 0 and is not heard.
 
     Args:
         target: the file to be written; its header must not be written yet.
-        pcm16: int16 (2, A).
+        pcm16: int16 (channels, A), one or two channels.
         sample_rate: in Hz.
     """
-    encoder = target.add_stream("aac", rate=sample_rate, layout="stereo", bit_rate=_AAC_BIT_RATE)
+    layout = ("mono", "stereo")[len(pcm16) - 1]
+    encoder = target.add_stream("aac", rate=sample_rate, layout=layout, bit_rate=_AAC_BIT_RATE)
     samples = pcm16.cpu().numpy()
 
     def encoded() -> Iterator[Packet[AudioStream]]:
         for position in range(0, samples.shape[1], _AAC_FRAME):
             block = samples[:, position : position + _AAC_FRAME]
             frame = av.AudioFrame.from_ndarray(
-                block.astype(np.float32, order="C") / 32768, format="fltp", layout="stereo"
+                block.astype(np.float32, order="C") / 32768, format="fltp", layout=layout
             )
             frame.sample_rate, frame.pts, frame.time_base = sample_rate, position, Fraction(1, sample_rate)
             yield from encoder.encode(frame)

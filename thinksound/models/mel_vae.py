@@ -255,9 +255,10 @@ class MelVAE(nn.Module):
 
     def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each ``(B, C, N // 2)``, of log-mel spectrograms ``mel (B, bands, N)``."""
-        standard = (mel.to(self.data_mean.dtype) - self.data_mean) / self.data_std
-        mean, log_variance = self.encoder(standard).chunk(2, dim=1)
-        return mean, log_variance.clamp(*LOG_VARIANCE_LIMITS)
+        mean, deviation = self._statistics(mel.device)
+        standard = (mel.to(mean.dtype) - mean) / deviation
+        latent_mean, log_variance = self.encoder(standard).chunk(2, dim=1)
+        return latent_mean, log_variance.clamp(*LOG_VARIANCE_LIMITS)
 
     @staticmethod
     def sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,4 +269,9 @@ class MelVAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Log-mel spectrogram ``(B, bands, 2T)`` of ``latents (B, C, T)``."""
-        return self.decoder(latents.to(self.data_mean.dtype)) * self.data_std + self.data_mean
+        mean, deviation = self._statistics(latents.device)
+        return self.decoder(latents.to(mean.dtype)) * deviation + mean
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the data; they stay behind when one half of the network is moved."""
+        return self.data_mean.to(device), self.data_std.to(device)

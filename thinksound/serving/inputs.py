@@ -1,4 +1,4 @@
-"""The video of a request: a data, http or https URL, fetched within limits.
+"""The files of a request: each a data, http or https URL, fetched within limits.
 
 Left to Cog, the URL would be fetched before predict() runs: of any size, for any time, from any address that
 the server reaches, and a file that does not fit on the disk would stay there. ``requests`` comes with Cog.
@@ -61,10 +61,16 @@ class Limits:
         return cls(int(megabytes), private=private)
 
 
-def fetch(url: object, folder: Path, limits: Limits) -> Path:
+def fetch(url: object, folder: Path, limits: Limits, name: str = "video") -> Path:
     """Write what a URL holds to a file in ``folder``; the scheme may be in capitals.
 
     An asynchronous exception, as Cog's cancelling is, ends the transfer within a tenth of a second.
+
+    Args:
+        url: as it came in the request.
+        folder: of the request.
+        limits: of one input.
+        name: of the input, for messages.
 
     Raises:
         InputError: it is no data, http or https URL; the address is not allowed, does not answer, breaks
@@ -72,13 +78,15 @@ def fetch(url: object, folder: Path, limits: Limits) -> Path:
     """
     scheme = url.strip().partition(":")[0].lower() if isinstance(url, str) else ""
     if not isinstance(url, str) or scheme not in ("data", "http", "https"):
-        raise InputError(f"video {repr(url)[:100]} is no URL; give an http, https or data URL")
+        raise InputError(f"{name} {repr(url)[:100]} is no URL; give an http, https or data URL")
     try:
         return (_from_data if scheme == "data" else _from_web)(url.strip(), folder, limits)
+    except InputError as error:  # those below are in the words for a video
+        raise InputError(f"{name}{str(error).removeprefix('video')}") from None
     except OSError as error:
         if error.errno in _FULL:
             raise InputError(
-                "video: no room for it on the disk of the server's temporary folder; send a smaller file"
+                f"{name}: no room for it on the disk of the server's temporary folder; send a smaller file"
             ) from None
         raise
 
@@ -104,7 +112,7 @@ def _from_data(url: str, folder: Path, limits: Limits) -> Path:
             raise InputError(f"video: a damaged data URL ({error}); give data:video/mp4;base64,…") from None
     if len(content) > limits.megabytes * 1e6:
         raise _too_large(limits)
-    path = folder / f"video{mimetypes.guess_extension(kind) or ''}"
+    path = folder / f"input{mimetypes.guess_extension(kind) or ''}"
     path.write_bytes(content)
     return path
 
@@ -118,7 +126,7 @@ def _from_web(url: str, folder: Path, limits: Limits) -> Path:
     if not host:
         raise InputError(f"video {url[:100]!r} names no host; give http://host/file.mp4")
     suffix = PurePosixPath(urllib.parse.unquote(parts.path)).suffix
-    path = folder / f"video{suffix if re.fullmatch(r'[.][A-Za-z0-9]{1,8}', suffix) else ''}"
+    path = folder / f"input{suffix if re.fullmatch(r'[.][A-Za-z0-9]{1,8}', suffix) else ''}"
     transfer = _Transfer(url, path, limits)
     end = time.monotonic() + limits.seconds
     try:

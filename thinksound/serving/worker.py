@@ -11,7 +11,7 @@ from pathlib import Path
 from .coglet import remove_folders
 from .watchdog import Watchdog
 
-OUTPUT = "thinksound.mp4"
+OUTPUT = "thinksound"  # name of a result, without its ending
 
 
 class Worker:
@@ -27,9 +27,13 @@ class Worker:
         tempfile.tempdir = self._folder.name
         self._watchdog.start(self._folder.name)
 
+    def output(self, ending: str) -> Path:
+        """Where the result of a request goes, with an ending such as ".mp4"."""
+        return Path(self._folder.name) / f"{OUTPUT}{ending}"
+
     @contextmanager
     def request(self) -> Iterator[Path]:
-        """The empty folder of a request, of which `OUTPUT` stays afterwards, until the next one.
+        """The empty folder of a request, of which its `output` stays afterwards, until the next one.
 
         Cog reads the output when the request is over, and never deletes it.
         """
@@ -47,5 +51,5 @@ class Worker:
 
 def _clear(folder: Path, keep: str | None = None) -> None:
     for path in folder.iterdir():
-        if path.is_file() and path.name != keep:
+        if path.is_file() and path.stem != keep:
             path.unlink()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.shards import PreparedClips
 from ..families.flow import FlowFamily
 from ..families.protocol import TRANSFORMER, DecodingStep
-from ..media.audio import to_pcm16, write_wav
+from ..media.audio import to_pcm16, write_sound
 from ..media.files import make_folder
 from ..models.flow import FlowTransformer
 from .flow import given_features, to_device
@@ -75,4 +75,4 @@ class SampleWriter:
             sound = one[None].float().to(self._device)
             for step in self._decoding:
                 sound = step.decode(sound)
-            write_wav(folder / f"{name}.wav", to_pcm16(sound[0].cpu()), self._family.sound.sample_rate)
+            write_sound(folder / f"{name}.wav", to_pcm16(sound[0].cpu()), self._family.sound.sample_rate)

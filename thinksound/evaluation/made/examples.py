@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...media.audio import to_pcm16, write_wav
+from ...media.audio import to_pcm16, write_sound
 from ...media.files import make_folder
 from .onsets import detect_onsets, true_onsets
 from .plot import plot_sound
@@ -44,7 +44,7 @@ def write_examples(
         name = f"{split}-{verdict}-{reference.scene.seed:06d}"
         generated, true = _full_scale(waveform), _full_scale(reference.waveform)
         for suffix, sound in (("generated", generated), ("truth", true)):
-            write_wav(folder / f"{name}-{suffix}.wav", to_pcm16(torch.from_numpy(sound)), RATE)
+            write_sound(folder / f"{name}-{suffix}.wav", to_pcm16(torch.from_numpy(sound)), RATE)
         plot_sound(
             folder / f"{name}.png",
             generated,

@@ -1,0 +1,98 @@
+"""Still images: read as the encoders see them, and written as a video that shows one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from heapq import merge
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.packet import Packet
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import MediaError
+from .files import check_output, local_path, whole_file
+from .mux import SUFFIXES, create_mp4, decoded_at, encode_sound
+
+FPS = 1  # of the video
+_MOST_PIXELS = 8192 * 8192
+_X264 = {"crf": "18", "preset": "fast", "tune": "stillimage", "bf": "0"}
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """The pixels of an image, upright: uint8 (height, width, 3). Of an animation the first frame.
+
+    Raises:
+        MediaError: the file is missing, no image, damaged, or larger than 67 megapixels.
+    """
+    path = local_path(path)
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise MediaError(
+                    f"{path}: {image.width}x{image.height} pixels; at most {_MOST_PIXELS:,} can be used, "
+                    "make it smaller"
+                )
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))  # writable, as tensors want it
+    except FileNotFoundError:
+        raise MediaError(f"{path}: file not found; check the path") from None
+    except UnidentifiedImageError:
+        raise MediaError(f"{path}: not an image; give a PNG, JPEG or WebP file") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path}: cannot be read ({error}); export the image again") from error
+
+
+def write_still(
+    image: np.ndarray,
+    pcm16: Tensor,
+    sample_rate: int,
+    output: Path | str,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write an MP4 that shows one image as long as its sound lasts.
+
+    Args:
+        image: uint8 (height, width, 3).
+        pcm16: int16 (channels, A).
+        sample_rate: in Hz.
+        output: an .mp4 file; it appears whole or not at all.
+        metadata: texts stored in the file under these names.
+
+    Raises:
+        OutputError: the ending is not .mp4, the folder is missing or not writable, or the disk is full.
+    """
+    output = check_output(output, SUFFIXES)
+    with whole_file(output) as temporary, create_mp4(temporary) as target:
+        target.metadata.update({key: value.replace("\0", " ") for key, value in metadata.items()})
+        duration = Fraction(pcm16.shape[1], sample_rate)
+        picture = _encode(target, image, duration)
+        sound: Iterator[Packet[Any]] = encode_sound(target, pcm16, sample_rate)
+        for packet in merge(picture, sound, key=decoded_at):
+            target.mux(packet)
+
+
+def _encode(target: OutputContainer, image: np.ndarray, duration: Fraction) -> Iterator[Packet[Any]]:
+    """Add a picture stream to ``target`` and return its packets."""
+    height, width = (side + side % 2 for side in image.shape[:2])  # 4:2:0 needs even sides
+    padded = np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), "edge")
+    stream = target.add_stream("libx264", rate=FPS, options=_X264)
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    time_base = Fraction(1, 90_000)
+    stream.time_base = stream.codec_context.time_base = time_base
+
+    def packets() -> Iterator[Packet[Any]]:
+        start, step = Fraction(0), Fraction(1, FPS)
+        while start < duration:
+            frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
+            frame.pts, frame.time_base = round(start / time_base), time_base
+            frame.duration = round(min(step, duration - start) / time_base)
+            yield from stream.encode(frame)
+            start += step
+        yield from stream.encode(None)
+
+    return packets()

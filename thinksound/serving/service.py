@@ -1,0 +1,125 @@
+"""What predictors for Cog share: set-up from the environment, one request, what is reported of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from .. import __version__
+from ..checkpoints.download import download
+from ..checkpoints.registry import default_weights_dir
+from ..errors import InputError, ThinkSoundError, printable
+from ..pipeline import Pipeline, load
+from ..presets import DEFAULT_PRESET, get_preset
+from ..progress import tenths
+from ..result import Result
+from .coglet import SCHEMA, accept_null
+from .inputs import Limits, fetch
+from .worker import Worker
+
+logger = logging.getLogger("thinksound.predict")
+log_progress = partial(logger.info, "%s %d/%d")
+
+BILLED = ("audio_output_duration_seconds", "video_output_duration_seconds")  # names that Replicate knows
+
+
+class Served:
+    """A pipeline behind Cog; a predictor is a subclass of this and of Cog's class, with its own inputs."""
+
+    default_preset = DEFAULT_PRESET
+    input_names: ClassVar[Mapping[str, str]] = {}  # of options that the model's inputs call otherwise
+    cancelled: type[BaseException]  # what Cog raises in a request that is cancelled
+    record_metric: Callable[[str, Any], None]  # Cog's
+
+    worker: Worker
+    limits: Limits
+    pipeline: Pipeline
+
+    def setup(self) -> None:
+        """Fetch the weights that are missing, load the networks, and run each of them once."""
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        logging.getLogger("thinksound").setLevel(logging.INFO)
+        self.worker = Worker()
+        self.worker.start()
+        self.limits = Limits.from_environment(os.environ)
+        accept_null(SCHEMA)
+
+        preset = get_preset(os.environ.get("THINKSOUND_PRESET", self.default_preset))
+        weights = default_weights_dir()
+        download(weights, preset.weights.values(), tenths(log_progress))
+        self.pipeline = load(
+            preset.name,
+            weights,
+            device=os.environ.get("THINKSOUND_DEVICE", "auto"),
+            dtype=os.environ.get("THINKSOUND_DTYPE", "auto"),
+            offload=os.environ.get("THINKSOUND_OFFLOAD", "").lower() in ("1", "true", "yes"),
+        )
+        plan = self.pipeline.placement.plan
+        places = (f"{network} {plan.devices[network]} {plan.dtypes[network]}" for network in plan.devices)
+        logger.info("thinksound %s, preset %s: %s", __version__, preset.name, ", ".join(places))
+
+        self.pipeline.warm_up()
+        for device in sorted(set(plan.devices.values()) - {"cpu"}):
+            peak, name = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
+            logger.info("%s (%s): %.1f GB used at most", device, name, peak / 1e9)
+        logger.info("main memory: %.1f GB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+
+    def answer(
+        self,
+        sources: Mapping[str, object],
+        ask: Callable[[Mapping[str, Path]], Result],
+        sound_alone: str = "",
+    ) -> Path:
+        """Run one request and report its times.
+
+        Args:
+            sources: by the name of the input what Cog gave for it: a URL, or the path of a file.
+            ask: makes the result; called with the files of ``sources``.
+            sound_alone: ending of the file where there is no picture, such as ".flac".
+        """
+        files: dict[str, Path] = {}
+        try:
+            with self.worker.request() as folder:
+                for name, source in sources.items():
+                    if isinstance(source, Path):
+                        files[name] = source
+                    else:
+                        files[name] = fetch(source, folder, self.limits, name)
+                result = ask(files)
+                start = time.perf_counter()
+                has_picture = result.video is not None or result.image is not None
+                output = self.worker.output(".mp4" if has_picture else sound_alone)
+                notes = (*result.notes, *result.save(output))
+                timings = result.timings | {"mux": time.perf_counter() - start}
+        except ThinkSoundError as error:  # shown without the names of files in the temporary folder
+            message = str(error)
+            if isinstance(error, InputError) and error.option in self.input_names:
+                message = self.input_names[error.option] + message.removeprefix(error.option)
+            for name, path in files.items():
+                message = message.replace(printable(str(path)), name)
+            if message == str(error):
+                raise
+            raise type(error)(message) from None
+        except BaseException as error:
+            if not isinstance(error, self.cancelled):
+                logger.exception("this is a bug in thinksound")  # Cog reports no traceback
+            raise
+        for note in notes:
+            logger.info("note: %s", printable(note))
+        logger.info("seed %d", result.seed)
+        metrics = {f"timing.{stage}": round(seconds, 3) for stage, seconds in timings.items()}
+        metrics["steps"], metrics["seed"] = int(result.metadata["num_inference_steps"]), result.seed
+        length = result.pcm.shape[1] / result.sample_rate
+        metrics |= dict.fromkeys(("audio_seconds", *BILLED), length)
+        for name, value in metrics.items():
+            self.record_metric(name, value)
+        return output
