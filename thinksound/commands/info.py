@@ -85,6 +85,7 @@ def _describe_installation(folder: Path) -> None:
     for preset in PRESETS.values():
         millions = preset.parameters / 1e6
         print(f"preset       {preset.name}: {preset.summary}, {millions:,.1f} M parameters")
+        print(f"             by default --cfg-scale {preset.guidance_scale:g} --steps {preset.steps}")
     print(f"weights      {folder}")
     for line in weight_lines(folder, list(PRESETS)):
         print(f"             {line}")
