@@ -70,6 +70,7 @@ SIGNS = (
     ("joint_blocks.", "weights of the diffusion transformer"),
     ("autoencoder.", "weights of the audio VAE"),
     ("decoder.layers.", "weights of the audio VAE"),
+    ("decoder.mid.", "weights of MMAudio's mel VAE"),
     ("vision_model.", "CLIP weights"),
     ("encoder.block.", "T5 weights"),
     ("conv_pre.", "weights of the vocoder BigVGAN"),
