@@ -19,6 +19,7 @@ from .arguments import add_model, add_quiet, as_typed, load_pipeline, within
 from .progress import Bars
 
 if TYPE_CHECKING:
+    from ..families.protocol import Family
     from ..pipeline import Pipeline
 
 
@@ -122,10 +123,10 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.mask_away_clip,
         arguments.reader,
     )
-    Texts(arguments.caption, arguments.cot, arguments.negative_prompt)
+    texts = Texts(arguments.caption, arguments.cot, arguments.negative_prompt)
     folder = _folder(arguments.output)
     if not arguments.videos:
-        _without_video(arguments, options, folder)
+        _without_video(arguments, options, texts, folder)
         return
     if arguments.image is not None:
         raise InputError(f"--image {arguments.image}: a video is given too; give one of them")
@@ -152,6 +153,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     # Minutes of work hang on these names: look at them before, not after.
     ready = [video for video in videos if succeeds(video, partial(probe, video))]
+    if ready:
+        _family(arguments, options, texts)
     if ready and folder is not None:
         make_folder(folder)
     ready = [video for video in ready if succeeds(video, partial(_check_outputs, arguments, folder, video))]
@@ -166,18 +169,30 @@ def run(arguments: argparse.Namespace) -> None:
         raise ThinkSoundError(f"{len(failed)} of {len(videos)} videos got no sound: {', '.join(failed)}")
 
 
-def _without_video(arguments: argparse.Namespace, options: Options, folder: Path | None) -> None:
-    """The sound of a text, or of a still image."""
+def _family(arguments: argparse.Namespace, options: Options, texts: Texts) -> Family:
+    """The family of the preset; raises `InputError` where it does not take what was asked for."""
     from ..families.find import family_of
-    from ..media.audio import SOUND_FORMATS
-    from ..media.files import check_output, make_folder
 
     family = family_of(get_preset(arguments.preset))
-    if family.needs_video:
-        arguments.refuse(f"{arguments.preset} needs a video; the mmaudio presets do with an image or a text")
     family.check_options(options)
+    family.settle_texts(texts)
+    return family
+
+
+def _without_video(
+    arguments: argparse.Namespace, options: Options, texts: Texts, folder: Path | None
+) -> None:
+    """The sound of a text, or of a still image."""
+    from ..media.audio import SOUND_FORMATS
+    from ..media.files import check_output, make_folder
+    from ..media.still import read_image
+
+    if _family(arguments, options, texts).needs_video:
+        arguments.refuse(f"{arguments.preset} needs a video; the mmaudio presets do with an image or a text")
     if not arguments.caption.strip() and arguments.image is None:
         arguments.refuse("nothing to make a sound of; give a VIDEO, an --image or a --caption")
+    if arguments.image is not None:
+        read_image(arguments.image)
     if folder is not None:
         make_folder(folder)
     output = _output(arguments, folder, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from heapq import merge
@@ -21,30 +22,50 @@ from .mux import SUFFIXES, create_mp4, decoded_at, encode_sound
 
 FPS = 1  # of the video
 _MOST_PIXELS = 8192 * 8192
+_LONGEST_SIDE = 16_384  # more cannot be encoded as H.264
 _X264 = {"crf": "18", "preset": "fast", "tune": "stillimage", "bf": "0"}
 
 
 def read_image(path: Path | str) -> np.ndarray:
     """The pixels of an image, upright: uint8 (height, width, 3). Of an animation the first frame.
 
+    Transparency is dropped, as MMAudio does: the colours beneath are seen.
+
     Raises:
-        MediaError: the file is missing, no image, damaged, or larger than 67 megapixels.
+        MediaError: the file is missing, no image, damaged, larger than 67 megapixels or 16,384 pixels a
+            side, or its pixels are 32-bit numbers.
     """
     path = local_path(path)
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise MediaError(
-                    f"{path}: {image.width}x{image.height} pixels; at most {_MOST_PIXELS:,} can be used, "
-                    "make it smaller"
-                )
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))  # writable, as tensors want it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _upright(path, image)
     except FileNotFoundError:
         raise MediaError(f"{path}: file not found; check the path") from None
     except UnidentifiedImageError:
         raise MediaError(f"{path}: not an image; give a PNG, JPEG or WebP file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path}: more than {_MOST_PIXELS:,} pixels; make it smaller") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        if isinstance(error, OSError) and error.strerror:  # of the file, not of what is in it
+            raise MediaError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
         raise MediaError(f"{path}: cannot be read ({error}); export the image again") from error
+
+
+def _upright(path: Path, image: Image.Image) -> np.ndarray:
+    if image.width * image.height > _MOST_PIXELS or max(image.size) > _LONGEST_SIDE:
+        raise MediaError(
+            f"{path}: {image.width}x{image.height} pixels; at most {_MOST_PIXELS:,}, and {_LONGEST_SIDE:,} "
+            "a side, can be used; make it smaller"
+        )
+    if image.mode in ("I", "F"):  # nobody says what stands for white
+        raise MediaError(f"{path}: its pixels are 32-bit numbers; export the image with 8 bits per channel")
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I;16"):  # Pillow would clip all but the darkest shades to white
+        turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+    return np.array(turned.convert("RGB"))  # writable, as tensors want it
 
 
 def write_still(
@@ -86,13 +107,18 @@ def _encode(target: OutputContainer, image: np.ndarray, duration: Fraction) -> I
     stream.time_base = stream.codec_context.time_base = time_base
 
     def packets() -> Iterator[Packet[Any]]:
-        start, step = Fraction(0), Fraction(1, FPS)
+        start = Fraction(0)
         while start < duration:
             frame = av.VideoFrame.from_ndarray(padded, format="rgb24")
             frame.pts, frame.time_base = round(start / time_base), time_base
-            frame.duration = round(min(step, duration - start) / time_base)
-            yield from stream.encode(frame)
-            start += step
-        yield from stream.encode(None)
+            yield from map(timed, stream.encode(frame))
+            start += Fraction(1, FPS)
+        yield from map(timed, stream.encode(None))
+
+    def timed(packet: Packet[Any]) -> Packet[Any]:
+        """The encoder gives all frames the same time; the last one ends with the sound."""
+        assert packet.pts is not None
+        packet.duration = min(round(1 / FPS / time_base), round(duration / time_base) - packet.pts)
+        return packet
 
     return packets()
