@@ -135,7 +135,7 @@ class Pipeline:
             more = ("video", "caption", "cot", "options", "progress", "negative_prompt", "image")
             options = replace(options, **by_current_names(changes, OPTIONS, more))
         options = self._settle(options)
-        self.family.check_options(options)
+        self.family.check_options(options, has_video=video is not None)
         texts = Texts(caption, cot, negative_prompt)
         notes = self.model.text_notes(texts)
         clock = _Clock()
@@ -217,8 +217,6 @@ class Pipeline:
                 for name in family.still_views:  # what is heard can be told from them; timing cannot
                     del frames[name]
             return _Seen(frames, decoded.duration_s, decoded.features_duration_s, video=decoded)
-        if options.mask_away_clip:
-            raise InputError("mask_away_clip is given without a video; leave it out", option="mask_away_clip")
         duration_s = family.trained_duration_s if options.duration is None else options.duration
         if image is None:
             return _Seen({}, duration_s, duration_s)

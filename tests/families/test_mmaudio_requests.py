@@ -73,10 +73,10 @@ def test_the_preset_decides_what_is_left_open(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize(("duration", "samples"), [(None, 8 * RATE), (0.1, 1600), (1.2345, 19_752)])
 def test_a_text_alone(pipeline: Pipeline, tmp_path: Path, duration: float | None, samples: int) -> None:
-    result = pipeline(caption="rain", duration=duration, num_inference_steps=1)
+    result = pipeline(caption="rain", duration=duration, num_inference_steps=1, seed=1)
     assert set(result.features) == {"text_features", NEGATIVE}
     assert (result.video, result.image, dict(result.frames)) == (None, None, {})
-    assert result.pcm.shape == (1, samples) and result.pcm.abs().max() == 32_767
+    assert result.pcm.shape == (1, samples) and result.pcm.abs().max() > 8000
     assert result.save(tmp_path / "a.flac") == ()
     sound = soundfile.info(tmp_path / "a.flac")
     assert (sound.frames, sound.samplerate, sound.channels, sound.subtype) == (samples, RATE, 1, "PCM_16")

@@ -174,7 +174,7 @@ def _family(arguments: argparse.Namespace, options: Options, texts: Texts) -> Fa
     from ..families.find import family_of
 
     family = family_of(get_preset(arguments.preset))
-    family.check_options(options)
+    family.check_options(options, has_video=bool(arguments.videos))
     family.settle_texts(texts)
     return family
 

@@ -158,14 +158,16 @@ class Family(ABC):
                 )
         return {name: getattr(texts, name).strip() for name in self.texts}
 
-    def check_options(self, options: Options) -> None:
+    def check_options(self, options: Options, has_video: bool = True) -> None:
         """
         Raises:
-            InputError: an option is given that the family does not have.
+            InputError: an option is given that the family does not have, or that is about a video.
         """
         for name in sorted(_SPECIAL - self.options):
             if getattr(options, name) != getattr(Options, name):
                 raise InputError(f"{name} is not an option of {self.preset.name}; leave it out", option=name)
+        if options.mask_away_clip and not has_video:
+            raise InputError("mask_away_clip is given without a video; leave it out", option="mask_away_clip")
 
     @staticmethod
     @abstractmethod
