@@ -39,9 +39,10 @@ _TYPES = {
 _KEYWORDS = {"default": "default", "description": "description", "ge": "minimum", "le": "maximum"}
 
 
-def input_schema(source: str) -> dict[str, Any]:
-    """The inputs of a predictor as Cog's build reads them: from the text alone, literals only."""
-    (predictor,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+def input_schema(source: str, name: str = "Predictor") -> dict[str, Any]:
+    """The inputs of the predictor ``name`` as Cog's build reads them: from the text alone, literals only."""
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    (predictor,) = [node for node in classes if node.name == name]
     (predict,) = [
         node for node in predictor.body if isinstance(node, ast.FunctionDef) and node.name == "predict"
     ]
@@ -65,6 +66,8 @@ def input_schema(source: str) -> dict[str, Any]:
 
 
 def _literal(source: str, node: ast.expr) -> Any:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_literal(source, node.operand)
     assert isinstance(node, ast.Constant), f"{ast.unparse(node)} is not a literal"
     if isinstance(node.value, str):
         text = ast.get_source_segment(source, node)
@@ -95,8 +98,8 @@ def image_files(root: Path) -> list[Path]:
     return sorted(path for path in found if kept(path.relative_to(root)))
 
 
-def lay_out_image(folder: Path) -> Path:
-    """Make ``folder`` what /src is in the image, with the schema that Cog's build adds."""
+def lay_out_image(folder: Path, predictor: str = "Predictor") -> Path:
+    """Make ``folder`` what /src is in the image, with the schema that Cog's build adds for a predictor."""
     for path in image_files(ROOT):
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,8 @@ def lay_out_image(folder: Path) -> Path:
         else:
             shutil.copyfile(path, target)
     output = {"title": "Output", "type": "string", "format": "uri"}
-    schemas = {"Input": input_schema((ROOT / "predict.py").read_text()), "Output": output}
+    inputs = input_schema((ROOT / "predict.py").read_text(), predictor)
+    schemas = {"Input": inputs, "Output": output}
     schema = {"openapi": "3.0.2", "info": {"title": "Cog"}, "paths": {}, "components": {"schemas": schemas}}
     (folder / ".cog").mkdir()
     (folder / ".cog" / "openapi_schema.json").write_text(json.dumps(schema))
@@ -118,9 +122,14 @@ def data_url(path: Path) -> str:
 
 
 class Server:
-    """One server process with its own temporary folder and log."""
+    """One server process with its own temporary folder and log.
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    ``predict`` is what cog.yaml says of the predictor; more ``environment`` and ``arguments`` of the server.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, predict: str = "predict.py:Predictor", **environment: str
+    ) -> None:
         self.temporary = folder / "tmp"
         self.temporary.mkdir(parents=True)
         self.log = folder / "log"
@@ -128,7 +137,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         settings = {
-            "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+            "COG_PREDICT_TYPE_STUB": predict,
             "HF_HUB_OFFLINE": "1",
             "NO_PROXY": "127.0.0.1",
             # The server starts its worker as "python", whatever it was started as itself.
@@ -141,7 +150,7 @@ class Server:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1", *arguments],
-                cwd=lay_out_image(folder / "src"),
+                cwd=lay_out_image(folder / "src", predict.partition(":")[2]),
                 env=os.environ | settings,
                 stdout=log,
                 stderr=subprocess.STDOUT,

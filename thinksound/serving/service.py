@@ -102,8 +102,8 @@ class Served:
                 timings = result.timings | {"mux": time.perf_counter() - start}
         except ThinkSoundError as error:  # shown without the names of files in the temporary folder
             message = str(error)
-            if isinstance(error, InputError) and error.option in self.input_names:
-                message = self.input_names[error.option] + message.removeprefix(error.option)
+            if isinstance(error, InputError):
+                message = self._renamed(message, error.option)
             for name, path in files.items():
                 message = message.replace(printable(str(path)), name)
             if message == str(error):
@@ -114,7 +114,7 @@ class Served:
                 logger.exception("this is a bug in thinksound")  # Cog reports no traceback
             raise
         for note in notes:
-            logger.info("note: %s", printable(note))
+            logger.info("note: %s", printable(self._renamed(note, note.partition(":")[0])))
         logger.info("seed %d", result.seed)
         metrics = {f"timing.{stage}": round(seconds, 3) for stage, seconds in timings.items()}
         metrics["steps"], metrics["seed"] = int(result.metadata["num_inference_steps"]), result.seed
@@ -123,3 +123,7 @@ class Served:
         for name, value in metrics.items():
             self.record_metric(name, value)
         return output
+
+    def _renamed(self, message: str, option: str) -> str:
+        """A message that begins with the name of an option, with what the model's inputs call that."""
+        return self.input_names.get(option, option) + message.removeprefix(option)
