@@ -59,6 +59,7 @@ class MMAudioPredictor(Served, BasePredictor):
     """MMAudio, under the inputs of its published Cog model."""
 
     default_preset = "mmaudio-large-44k-v2"
+    families = ("mmaudio",)
     input_names: ClassVar = {
         "caption": "prompt",
         "num_inference_steps": "num_steps",

@@ -28,11 +28,14 @@ FAST = {"num_steps": 2, "seed": 1}
 SOUND = {**FAST, "duration": 1.0}  # of requests without a video
 
 
+MMAUDIO = "predict.py:MMAudioPredictor"
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # As docs/http.md says: one line of cog.yaml chooses the class.
     config = (ROOT / "cog.yaml").read_text()
-    chosen = config.replace('predict: "predict.py:Predictor"', 'predict: "predict.py:MMAudioPredictor"')
+    chosen = config.replace('predict: "predict.py:Predictor"', f'predict: "{MMAUDIO}"')
     started = Server(
         tmp_path_factory.mktemp("server"),
         predict=yaml.safe_load(chosen)["predict"],
@@ -100,8 +103,12 @@ def test_a_video_keeps_its_pictures_and_its_length(server: Server, clips: Path, 
         # The default of 8 s is the most that is used of a video.
         assert seconds(sound.duration, sound.time_base) == pytest.approx(1.0, abs=1e-3)
         wanted = {
-            "seed": "1", "caption": "rain", "negative_prompt": "music", "preset": "mmaudio-tiny",
-            "cfg_scale": "4.5", "num_inference_steps": "2",
+            "seed": "1",
+            "caption": "rain",
+            "negative_prompt": "music",
+            "preset": "mmaudio-tiny",
+            "cfg_scale": "4.5",
+            "num_inference_steps": "2",
         }
         assert wanted.items() <= container.metadata.items()
     metrics = answer["metrics"]
@@ -229,3 +236,34 @@ def test_inputs_that_are_refused(server: Server, inputs: dict[str, Any], message
 def test_words_that_are_not_read_are_in_the_log(server: Server) -> None:
     answer = server.predict(prompt="ball " * 200, **SOUND)
     assert "note: prompt: CLIP reads only the first 75 of 200 words" in answer["logs"]
+
+
+@pytest.mark.parametrize(
+    ("predict", "preset", "words"),
+    [
+        (
+            MMAUDIO,
+            "tiny",
+            "THINKSOUND_PRESET tiny has other inputs than MMAudioPredictor of predict.py; give one",
+        ),
+        (
+            "predict.py:Predictor",
+            "mmaudio-tiny",
+            "give one of thinksound-light, thinksound, tiny, or another class",
+        ),
+    ],
+)
+def test_a_preset_of_the_other_class_is_refused_at_the_start(
+    tmp_path: Path, predict: str, preset: str, words: str
+) -> None:
+    failing = Server(tmp_path, predict=predict, THINKSOUND_PRESET=preset)
+    with contextlib.closing(failing):
+        failing.wait_for("SETUP_FAILED")
+        assert words in failing.log.read_text()
+
+
+def test_setup_without_weights_says_what_to_put_where(tmp_path: Path) -> None:
+    failing = Server(tmp_path, predict=MMAUDIO, THINKSOUND_WEIGHTS=str(tmp_path / "weights"))
+    with contextlib.closing(failing):
+        logs = failing.wait_for("SETUP_FAILED")["setup"]["logs"]
+    assert "mmaudio_large_44k_v2.pth, from hkchengrex/MMAudio" in logs

@@ -19,7 +19,7 @@ from ..checkpoints.download import download
 from ..checkpoints.registry import default_weights_dir
 from ..errors import InputError, ThinkSoundError, printable
 from ..pipeline import Pipeline, load
-from ..presets import DEFAULT_PRESET, get_preset
+from ..presets import DEFAULT_PRESET, PRESETS, get_preset
 from ..progress import tenths
 from ..result import Result
 from .coglet import SCHEMA, accept_null
@@ -36,6 +36,7 @@ class Served:
     """A pipeline behind Cog; a predictor is a subclass of this and of Cog's class, with its own inputs."""
 
     default_preset = DEFAULT_PRESET
+    families: ClassVar[tuple[str, ...]] = ("thinksound", "tiny")  # of presets that its inputs fit
     input_names: ClassVar[Mapping[str, str]] = {}  # of options that the model's inputs call otherwise
     cancelled: type[BaseException]  # what Cog raises in a request that is cancelled
     record_metric: Callable[[str, Any], None]  # Cog's
@@ -54,6 +55,12 @@ class Served:
         accept_null(SCHEMA)
 
         preset = get_preset(os.environ.get("THINKSOUND_PRESET", self.default_preset))
+        if preset.family not in self.families:
+            fitting = (name for name, each in PRESETS.items() if each.family in self.families)
+            raise InputError(
+                f"THINKSOUND_PRESET {preset.name} has other inputs than {type(self).__name__} of predict.py; "
+                f"give one of {', '.join(fitting)}, or another class in cog.yaml"
+            )
         weights = default_weights_dir()
         download(weights, preset.weights.values(), tenths(log_progress))
         self.pipeline = load(
