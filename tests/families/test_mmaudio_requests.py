@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -46,7 +47,7 @@ def test_a_seed_is_its_noise_in_the_originals_order(pipeline: Pipeline) -> None:
 def test_equal_requests_give_equal_sound_and_the_seed_and_texts_decide(
     pipeline: Pipeline, clips: Path
 ) -> None:
-    fixed = {"video": clips / SHORT, "caption": "rain", "negative_prompt": "music", "seed": 3}
+    fixed: dict[str, Any] = {"video": clips / SHORT, "caption": "rain", "negative_prompt": "music", "seed": 3}
     first = pipeline(**fixed, num_inference_steps=3)
     again = pipeline(**fixed, num_inference_steps=3)
     assert torch.equal(first.waveform, again.waveform)
@@ -58,7 +59,13 @@ def test_equal_requests_give_equal_sound_and_the_seed_and_texts_decide(
 
 
 def test_with_a_guidance_of_one_the_negative_prompt_has_no_effect(pipeline: Pipeline) -> None:
-    fixed = {"caption": "rain", "duration": 0.5, "seed": 3, "num_inference_steps": 3, "cfg_scale": 1}
+    fixed: dict[str, Any] = {
+        "caption": "rain",
+        "duration": 0.5,
+        "seed": 3,
+        "num_inference_steps": 3,
+        "cfg_scale": 1,
+    }
     plain, other = (pipeline(**fixed, negative_prompt=text) for text in ("", "music"))
     assert torch.equal(plain.waveform, other.waveform)
 
@@ -108,7 +115,7 @@ def test_a_still_image_is_seen_once_and_shown_throughout(
 
 
 def test_of_a_video_whose_pictures_are_masked_the_timing_is_left(pipeline: Pipeline, clips: Path) -> None:
-    fixed = {"video": clips / SHORT, "caption": "rain", "seed": 1, "num_inference_steps": 2}
+    fixed: dict[str, Any] = {"video": clips / SHORT, "caption": "rain", "seed": 1, "num_inference_steps": 2}
     masked = pipeline(**fixed, mask_away_clip=True)
     assert set(masked.features) == {"sync_features", "text_features", NEGATIVE}
     whole = pipeline(**fixed)
@@ -128,7 +135,7 @@ def test_the_dump_holds_what_was_there(pipeline: Pipeline, image: Path, tmp_path
 def test_a_list_gives_what_its_items_give(pipeline: Pipeline, clips: Path) -> None:
     decoded = [pipeline.decode(clips / name) for name in (SHORT, SECOND, SHORT)]
     still = {"clip": decoded[0].frames["clip"][:1]}
-    requests = [*decoded, still, {}]
+    requests: list[Any] = [*decoded, still, {}]
     captions = ["rain", "wind", "", "rain", "a dog"]
     unwanted = ["music", "", "speech", "music", ""]
     together = pipeline.encode(requests, captions, negative_prompt=unwanted)
@@ -153,7 +160,7 @@ def test_half_precision_stays_near(pipeline: Pipeline) -> None:
         **dict.fromkeys(("clip", "synchformer", "dit"), "torch.bfloat16"),
         **dict.fromkeys(("vae", "vocoder"), "torch.float32"),
     }
-    fixed = {"caption": "rain", "duration": 1.0, "seed": 1, "num_inference_steps": 4}
+    fixed: dict[str, Any] = {"caption": "rain", "duration": 1.0, "seed": 1, "num_inference_steps": 4}
     near, exact = half(**fixed), pipeline(**fixed)
     assert torch.equal(near.noise, exact.noise)
     assert relative_l2(near.latents, exact.latents) < 0.1

@@ -97,7 +97,7 @@ def test_what_is_no_usable_image(tmp_path: Path) -> None:
     assert refused(tmp_path / "nowhere.png") == "file not found; check the path"
     assert refused(tmp_path) == "cannot be opened (Is a directory); check the path"
     assert "is a URL" in refused("https://example.com/a.png")
-    for values in (np.int32([[1, 70_000]]), np.float32([[0.1, 0.2]])):
+    for values in (np.array([[1, 70_000]], np.int32), np.array([[0.1, 0.2]], np.float32)):
         Image.fromarray(values).save(tmp_path / "numbers.tif")
         assert refused(tmp_path / "numbers.tif").startswith("its pixels are 32-bit numbers")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ def colours() -> np.ndarray:
     return pixels
 
 
-def write_image(path: Path, mode: str = "RGB", **settings: object) -> Path:
+def write_image(path: Path, mode: str = "RGB", **settings: Any) -> Path:
     """The image of `colours` in one of Pillow's modes, or with 16 bits a pixel (``I;16``)."""
     image = Image.fromarray(colours())
     if mode == "I;16":
