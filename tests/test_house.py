@@ -15,7 +15,7 @@ from support.paths import ROOT
 
 import thinksound
 from thinksound.cli import build_parser
-from thinksound.presets import LIGHT, TINY
+from thinksound.presets import LIGHT, MMAUDIO, MMAUDIO_TINY, TINY
 
 PACKAGE = ROOT / "thinksound"
 
@@ -264,7 +264,9 @@ def test_documented_guidance_is_that_of_the_presets(page):
         r"^\| `(?:--cfg-scale X|cfg_scale)` \|.*?\b(\d.*?) \|", (ROOT / page).read_text(), re.M
     )
     cog = page == "docs/http.md"  # Cog has one default, the published one
-    assert cell == f"{LIGHT.guidance_scale:g}" + ("" if cog else f", `tiny` {TINY.guidance_scale:g}")
+    others = f", `tiny` {TINY.guidance_scale:g}, `mmaudio` {MMAUDIO_TINY.guidance_scale:g}"
+    assert cell == f"{LIGHT.guidance_scale:g}" + ("" if cog else others)
+    assert {preset.guidance_scale for preset in MMAUDIO} == {MMAUDIO_TINY.guidance_scale}
 
 
 def test_documented_commands_can_be_parsed():

@@ -520,7 +520,7 @@ def test_documented_requests_work(
 ) -> None:
     if shutil.which(command[0]) is None or (language == "sh" and shutil.which("curl") is None):
         pytest.skip(f"no {command[0]} or curl here")
-    page = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "http.md").read_text()
     (example,) = [
         text for text in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) if "/predictions" in text
     ]

@@ -18,6 +18,7 @@ from thinksound.encoders.metaclip import MetaCLIP
 from thinksound.encoders.motion import encode_motion
 from thinksound.encoders.pretrained import TEXT_LENGTH, tokenize
 from thinksound.encoders.t5 import T5Text
+from thinksound.families.find import family_of
 from thinksound.families.tiny import family
 from thinksound.models.mmdit import MMDiT
 from thinksound.models.motion import MotionEncoder
@@ -104,14 +105,18 @@ def test_all_files_together_are_small() -> None:
 
 
 def test_every_bundled_value_is_loaded_finite_float32_and_counted_in_the_readme() -> None:
-    networks = [network_of(load(WEIGHTS, name)) for name in TINY.networks]
-    assert len(networks) == 5
-    for network in networks:
+    built = {name: load(WEIGHTS, name) for name in TINY.networks}
+    assert len(built) == 5
+    for network in map(network_of, built.values()):
         for name, value in network.state_dict().items():
             assert value.dtype == torch.float32, name
             assert value.isfinite().all(), name
-    millions = sum(value.numel() for network in networks for value in network.parameters()) / 1e6
-    assert f"| {millions:.1f} million | bundled |" in (ROOT / "README.md").read_text()
+    family = family_of(TINY)
+    for name, network in built.items():  # of the VAE those of the decoder
+        used = sum(value.numel() for value in family.placed(name, network).parameters())
+        assert used == TINY.networks[name].parameters
+    millions = f"{TINY.parameters / 1e6:.1f}"
+    assert f"| {millions} million | bundled |" in (ROOT / "README.md").read_text()
 
 
 def test_plain_text_is_known_to_both_tokenizers(metaclip: MetaCLIP, t5: T5Text) -> None:
