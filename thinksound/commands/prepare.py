@@ -45,7 +45,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=Path,
         metavar="TABLE",
         help="CSV with a header, or JSON Lines: the file (column file, path, video or id; the ending may be "
-        "missing), caption, and if there is one the chain of thought (cot or caption_cot)",
+        "missing), caption, and if there is one the chain of thought (cot or caption_cot), which MMAudio "
+        "does not read",
     )
     parser.add_argument(
         "--made",
@@ -57,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_output_folder(parser, "OUT")
     parser.add_argument(
-        "--duration", type=number, metavar="S", help="seconds of a clip (default: 9; of tiny 4)"
+        "--duration", type=number, metavar="S", help="seconds of a clip (default: 9; of MMAudio 8, of tiny 4)"
     )
     add_number(parser, "--shard-size", 128, "files of one shard, which is made whole or not at all")
     add_part(parser, "make the I-th of N parts, for several processes or machines on one folder")
@@ -87,8 +88,9 @@ def run(arguments: argparse.Namespace) -> None:
     sources: list[Source] = []
     for split, first, count in arguments.made:
         sources += made_sources(split, range(first, first + count))
-    if arguments.folder is not None:
-        sources += read_table(arguments.captions, arguments.folder)
+    files = [] if arguments.folder is None else read_table(arguments.captions, arguments.folder)
+    sources += files
+    has_cot = any(file.cot not in ("", file.caption) for file in files)
     if arguments.shard_size < 1:
         raise InputError(f"--shard-size {arguments.shard_size}: give 1 or more")
     if arguments.workers is not None and arguments.workers < 1:
@@ -109,6 +111,11 @@ def run(arguments: argparse.Namespace) -> None:
             progress=bars,
         )
     if not arguments.quiet:
+        if "cot" not in pipeline.family.texts and has_cot:
+            print(
+                f"Note: cot is not read by {pipeline.preset.name}; the captions alone were encoded",
+                file=sys.stderr,
+            )
         if prepared.skipped:
             print(
                 f"Note: {len(prepared.skipped)} skipped, the first {prepared.skipped[0].name}: "

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..families.protocol import Family
 from ..request import Texts
 from .shards import Layout
 
@@ -19,7 +20,7 @@ class Clip:
 
     name: str
     frames: Mapping[str, Tensor]  # uint8 (N, H, W, 3) by the names of the family's views; none without video
-    waveform: Tensor  # float32 (2, A)
+    waveform: Tensor  # float32 (2, A); mono has it twice
     texts: Texts
 
 
@@ -46,6 +47,14 @@ class Source(Protocol):
         Raises:
             ThinkSoundError: the source gives none.
         """
+
+
+def texts_read(family: Family, texts: Texts) -> Texts:
+    """Of a clip's texts, those that the family reads.
+
+    Tables and synthetic clips have a chain of thought for every family; one that reads none gets the caption.
+    """
+    return Texts(**{name: text for name, text in vars(texts).items() if name in family.texts})
 
 
 def hash_of(texts: Iterable[str]) -> str:

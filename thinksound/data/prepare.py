@@ -27,7 +27,7 @@ from ..media.files import check_output, make_folder, whole_file
 from ..pipeline import Pipeline
 from ..progress import Progress
 from ..runtime.placement import memory_errors
-from .clips import Clip, Skipped, Source, hash_of
+from .clips import Clip, Skipped, Source, hash_of, texts_read
 from .shards import (
     INDEX,
     Batch,
@@ -303,10 +303,9 @@ class _Encoder:
     @torch.inference_mode()
     def encode(self, clips: Sequence[Clip], layout: Layout) -> Batch:
         """The features of clips of the layout's length."""
+        texts = [texts_read(self._pipeline.family, clip.texts) for clip in clips]
         encoded = self._pipeline.encode(
-            [clip.frames for clip in clips],
-            [clip.texts.caption for clip in clips],
-            [clip.texts.cot for clip in clips],
+            [clip.frames for clip in clips], [each.caption for each in texts], [each.cot for each in texts]
         )
         features = {
             condition.name: torch.stack(
@@ -323,7 +322,7 @@ class _Encoder:
         return Batch(features, mean, scale, torch.tensor([bool(clip.frames) for clip in clips]))
 
     def _encode_sound(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale of the latents, (B, C, T) each, of waveforms (B, 2, A)."""
+        """As `Model.encode_sound`, on the CPU, of waveforms (B, 2, A)."""
         model, size = self._pipeline.model, max(1, _VAE_SAMPLES // waveforms.shape[2])
         encoded = [model.encode_sound(part.to(self._device)) for part in waveforms.split(size)]
         mean, scale = (torch.cat(parts).float().cpu() for parts in zip(*encoded, strict=True))

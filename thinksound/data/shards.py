@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..families.find import family_of
-from ..families.protocol import TRANSFORMER, Family
+from ..families.protocol import Family
 from ..media.files import whole_file
 from ..media.views import View
 from ..presets import Preset, get_preset
@@ -81,7 +81,11 @@ class Layout:
         latents = [sound.latent_dim, sound.latent_length(duration_s)]
         return cls(
             preset=preset.name,
-            encoders={network: key for network, key in preset.weights.items() if network != TRANSFORMER},
+            encoders={
+                name: network.key
+                for name, network in preset.networks.items()
+                if network.is_encoder or name == "vae"
+            },
             sample_rate=sound.sample_rate,
             hop=sound.hop,
             duration_s=duration_s,

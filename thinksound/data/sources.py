@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ class MadeSource:
         scene = make_scene(self.split, self.seed, layout.duration_s)
         frames = scene_frames(scene, layout.views)
         sound = Soundtrack(torch.from_numpy(synthesise(scene, layout.sample_rate)), 0.0, True)
-        waveform = sound.part(0.0, layout.audio_samples, layout.sample_rate)
+        waveform = _levelled(sound, layout).part(0.0, layout.audio_samples, layout.sample_rate)
         # A duration that is no whole number of frames makes the scene a little shorter.
         yield Clip(self.name, _cut(frames, layout, 0.0), waveform, Texts(*describe(scene)))
 
@@ -67,7 +67,7 @@ class FileSource:
 
     def read(self, layout: Layout) -> Iterator[Clip | Skipped]:
         texts = Texts(self.caption, self.cot)
-        sound = read_sound(self.path, layout.sample_rate, MAX_DURATION_S)
+        sound = _levelled(read_sound(self.path, layout.sample_rate, MAX_DURATION_S), layout)
         start_s, frames = sound.start_s, dict[str, Tensor]()
         if sound.has_pictures:
             decoded = decode_video(self.path, layout.views, MAX_DURATION_S)
@@ -97,6 +97,17 @@ class FileSource:
             yield Clip(name, _cut(frames, layout, window_s), waveform, texts)
         if goes_on:
             yield Skipped(self.name, f"what comes after {MAX_DURATION_S:g} s is not used")
+
+
+def _levelled(sound: Soundtrack, layout: Layout) -> Soundtrack:
+    """The sound of a file with the channels and at the level that the family is trained with."""
+    family, waveform = layout.family, sound.waveform
+    if family.sound.channels == 1:
+        waveform = waveform.mean(dim=0, keepdim=True).expand(2, -1)
+    peak = waveform.abs().max()
+    if family.training_peak is not None and peak.isfinite() and peak >= _SILENCE:
+        waveform = waveform * (family.training_peak / peak)
+    return replace(sound, waveform=waveform)
 
 
 def _cut(frames: Mapping[str, Tensor], layout: Layout, start_s: float) -> dict[str, Tensor]:

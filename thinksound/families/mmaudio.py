@@ -100,6 +100,7 @@ class MMAudioFamily(FlowFamily):
     views = (DFN5B_VIEW, MMAUDIO_SYNC_VIEW)
     texts = ("caption", "negative_prompt")
     trained_duration_s = 8.0
+    training_peak = 0.95
     options = frozenset({"mask_away_clip", "reader"})
     needs_video = False
     still_views = (DFN5B_VIEW.name,)

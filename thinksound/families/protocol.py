@@ -104,6 +104,8 @@ class Family(ABC):
     conditions: tuple[Condition, ...]  # in the transformer's order
     sound: SoundFormat
     trained_duration_s: float
+    # Peak to which training brought the sound of each file, and `prepare` does; None leaves it as it is.
+    training_peak: float | None = None
     options: frozenset[str] = frozenset()  # of `Options`, beside those that every family has
     needs_video = True  # else a text alone, or a still image, is enough
     still_views: tuple[str, ...] = ()  # the views that a still image is shown to

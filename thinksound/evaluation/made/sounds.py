@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...data.clips import texts_read
 from ...data.shards import PreparedClips
 from ...families.protocol import TRANSFORMER
 from ...pipeline import Pipeline
-from ...request import Options
+from ...request import Options, Texts
 from ...synthetic.make import make_scene
 from ...synthetic.seeds import MEASURED
 from ...synthetic.texts import describe
@@ -69,7 +70,8 @@ class Sounds:
                     "clip %d: the sound holds values that are not numbers; it counts as silence", index
                 )
                 waveform = torch.zeros_like(waveform)
-            at_rate = resample(waveform.numpy(), self._pipeline.family.sound.sample_rate)
+            stereo = waveform.expand(2, -1)  # what is mono counts as a sound from the middle
+            at_rate = resample(stereo.numpy(), self._pipeline.family.sound.sample_rate)
             sounds.append(at_rate[:, : self.references[index].scene.sample_count(RATE)])
         return sounds
 
@@ -80,8 +82,12 @@ class Sounds:
         features = [{name: part[row] for name, part in stored.items()} for row in range(len(indices))]
         if recipe.contradicted:
             claims = [self._contradicting[index] for index in indices]
-            captions, cots = zip(*(describe(each.scene, each.materials) for each in claims), strict=True)
-            read = pipeline.encode([{} for _ in indices], captions, cots)
+            texts = [
+                texts_read(pipeline.family, Texts(*describe(each.scene, each.materials))) for each in claims
+            ]
+            read = pipeline.encode(
+                [{} for _ in indices], [each.caption for each in texts], [each.cot for each in texts]
+            )
             features = [given | dict(claimed) for given, claimed in zip(features, read, strict=True)]
         absent = {_SOURCES[each] for each in recipe.absent}
         kept = [each.name for each in pipeline.family.conditions if each.source not in absent]
