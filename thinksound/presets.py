@@ -102,14 +102,14 @@ def _mmaudio(size: str, summary: str, transformer: int, rate: str, vae: int, voc
 MMAUDIO = tuple(
     _mmaudio(size, f"MMAudio, {words}", transformer, *sound)
     for size, words, transformer, sound in (
-        ("small-16k", "small, 16 kHz", 157_283_604, ("16k", 99_127_297, 112_199_473)),
-        ("small-44k", "small, 44.1 kHz", 157_409_064, ("44k", 176_340_993, 122_152_752)),
-        ("medium-44k", "medium, 44.1 kHz", 621_805_864, ("44k", 176_340_993, 122_152_752)),
-        ("large-44k", "large, 44.1 kHz", 1_030_002_088, ("44k", 176_340_993, 122_152_752)),
+        ("small-16k", "small, 16 kHz", 157_204_756, ("16k", 99_127_297, 112_199_473)),
+        ("small-44k", "small, 44.1 kHz", 157_330_216, ("44k", 176_340_993, 122_152_752)),
+        ("medium-44k", "medium, 44.1 kHz", 621_727_016, ("44k", 176_340_993, 122_152_752)),
+        ("large-44k", "large, 44.1 kHz", 1_029_923_240, ("44k", 176_340_993, 122_152_752)),
         (
             "large-44k-v2",
             "large, 44.1 kHz, version 2: its authors' choice",
-            1_030_575_528,
+            1_030_496_680,
             ("44k", 176_340_993, 122_152_752),
         ),
     )
@@ -122,7 +122,7 @@ MMAUDIO_TINY = Preset(
     networks={
         "clip": NetworkFile(981_441, key="mmaudio_tiny_clip", is_encoder=True),
         "synchformer": NetworkFile(186_768, key="mmaudio_tiny_synchformer", is_encoder=True),
-        "dit": NetworkFile(1_914_792, key="mmaudio_tiny_dit"),
+        "dit": NetworkFile(1_913_560, key="mmaudio_tiny_dit"),
         "vae": NetworkFile(697_857, key="mmaudio_tiny_vae", always_float32=True),
         "vocoder": NetworkFile(72_361, key="mmaudio_tiny_vocoder", always_float32=True),
     },

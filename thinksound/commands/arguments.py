@@ -112,15 +112,19 @@ def add_part(parser: argparse._ActionsContainer, what: str) -> None:
     parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help=what)
 
 
-def add_number(parser: argparse._ActionsContainer, flag: str, default: float, what: str) -> None:
-    """An option that is a number, a whole one where its default is one; the help says ``what`` it is."""
+def add_number(parser: argparse._ActionsContainer, flag: str, default: float | None, what: str) -> None:
+    """An option that is a number, a whole one where its default is one; the help says ``what`` it is.
+
+    Where the default depends on other options it is None, and ``what`` tells it.
+    """
     is_whole = isinstance(default, int)
+    shown = "" if default is None else f" (default: %(default){'s' if is_whole else 'g'})"
     parser.add_argument(
         flag,
         type=whole if is_whole else number,
         default=default,
         metavar="N" if is_whole else "X",
-        help=f"{what} (default: %(default){'s' if is_whole else 'g'})",
+        help=f"{what}{shown}",
     )
 
 

@@ -88,14 +88,15 @@ def _add_dit(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_number(
         recipe,
         "--drop-one",
-        FlowOptions.drop_one,
-        "chance of each of pictures, synchronisation, caption and chain of thought to be left out of a clip",
+        None,
+        "chance of each of frames, synchronisation, caption and chain of thought to be left out of a clip "
+        "(default: 0.2; of MMAudio, whose frames and synchronisation go together, 0.1)",
     )
     add_number(
         recipe,
         "--drop-all",
-        FlowOptions.drop_all,
-        "chance of all to be left out, which guidance needs",
+        None,
+        "chance of all to be left out at once, which guidance needs (default: 0.1; of MMAudio 0)",
     )
     lora = parser.add_argument_group("LoRA", "fine-tune small added matrices instead of all weights")
     lora.add_argument("--lora", action="store_true", help="needs the package peft; see `train export`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,14 @@ class FlowFamily(Family):
     def flow_times(steps: int) -> Tensor:
         """The solver's ``steps + 1`` times, from 1 to 0."""
         raise NotImplementedError
+
+    def encode_nulls(self, transformer: FlowTransformer, load: Callable[[str], Any]) -> None:
+        """Put those null features into a new transformer that are not learned but come from an encoder.
+
+        Args:
+            transformer: that is trained from scratch.
+            load: gives one of the family's networks, as `build` makes it, with its weights.
+        """
 
     def draw_noise(self, seed: int, duration_s: float) -> Tensor:
         """The noise ``(C, T)`` float32 that ``seed`` stands for."""

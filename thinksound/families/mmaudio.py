@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ..encoders.sync import encode_sync
 from ..encoders.views import DFN5B_VIEW, MMAUDIO_SYNC_VIEW, clip_frame_count, sync_feature_count
 from ..models import bigvgan, mel_vae
 from ..models.bigvgan import BIGVGAN_16K, BIGVGAN_44K, BigVGAN, BigVGANConfig
+from ..models.flow import FlowTransformer
 from ..models.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from ..models.mel_vae import MEL_VAE_16K, MEL_VAE_44K, MelVAE, MelVAEConfig
 from ..models.mmaudio import (
@@ -153,6 +154,9 @@ class MMAudioFamily(FlowFamily):
 
     def assemble(self, built: Mapping[str, Any]) -> MMAudioModel:
         return MMAudioModel(self, built)
+
+    def encode_nulls(self, transformer: FlowTransformer, load: Callable[[str], Any]) -> None:
+        cast(MMAudioFlow, transformer).empty_string_feat.copy_(load("clip").encode_text(""))
 
     @staticmethod
     def draw_latents(mean: Tensor, spread: Tensor, noise: Tensor) -> Tensor:

@@ -211,6 +211,13 @@ class FlowTransformer(nn.Module):
         """
         return self(latents, times, conditions)
 
+    def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
+        """Normalise latents whose channels have this mean and deviation, ``(C,)`` each.
+
+        For a network that is trained from scratch. Where a family takes latents as the VAE gives them, this
+        changes nothing.
+        """
+
     def normalised(self, latents: Tensor) -> Tensor:
         """The VAE's ``latents (B, C, T)`` as this network knows them."""
         return latents

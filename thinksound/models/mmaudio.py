@@ -53,18 +53,20 @@ class MMAudioFlow(FlowTransformer):
 
     latent_mean: Tensor  # (1, 1, C)
     latent_std: Tensor  # (1, 1, C)
+    empty_string_feat: Tensor  # (N, text_dim)
 
     def __init__(self, config: MMAudioConfig) -> None:
         super().__init__(config, pooled_text_dim=config.hidden_dim)
         self.config = config
-        self.empty_string_feat = nn.Parameter(torch.zeros(config.text_length, config.text_dim))
+        # No parameter: CLIP's encoding of "", which training must not move away from what CLIP gives.
+        self.register_buffer("empty_string_feat", torch.zeros(config.text_length, config.text_dim))
         self.empty_clip_feat = nn.Parameter(torch.zeros(1, config.clip_dim))
         self.empty_sync_feat = nn.Parameter(torch.zeros(1, config.sync_dim))
         self.register_buffer("latent_mean", torch.zeros(1, 1, config.latent_dim))
         self.register_buffer("latent_std", torch.ones(1, 1, config.latent_dim))
 
     def empty_features(self, clip_length: int, sync_length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The learned stand-ins for absent conditions, in `project`'s order, each with a batch of one.
+        """The stand-ins for absent conditions, in `project`'s order, each with a batch of one.
 
         Text alone takes those of pictures and synchronisation, a still image that of synchronisation. A
         negative text, "" too, is encoded like any other: the last one is for those who have no encoder.
@@ -92,6 +94,10 @@ class MMAudioFlow(FlowTransformer):
     def velocity(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         """As in `FlowTransformer`; with float64 times the network gets exactly the published float32 ones."""
         return -self(latents, 1 - times, conditions)
+
+    def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
+        self.latent_mean.copy_(mean.view_as(self.latent_mean))
+        self.latent_std.copy_(deviation.view_as(self.latent_std))
 
     def normalised(self, latents: Tensor) -> Tensor:
         return (latents - self.latent_mean.transpose(1, 2)) / self.latent_std.transpose(1, 2)

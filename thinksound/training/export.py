@@ -11,7 +11,14 @@ from .. import __version__
 from ..checkpoints import checksums
 from ..checkpoints.convert import write_safetensors
 from ..checkpoints.load import NAMES, OWN, fill
-from ..checkpoints.locate import describe_missing, is_complete, missing, published_path, read_metadata
+from ..checkpoints.locate import (
+    describe_missing,
+    is_complete,
+    is_drawn,
+    missing,
+    published_path,
+    read_metadata,
+)
 from ..checkpoints.registry import WeightFile, weight_file
 from ..data.sounds import FolderSounds
 from ..errors import InputError, OutputError
@@ -144,7 +151,7 @@ def _write(
 def _check_free(output: Path, file: WeightFile) -> None:
     """Refuse to replace, or to hide, what was not trained here."""
     for path in (output / file.path, output / file.converted_path):
-        if is_complete(file, path):
+        if is_complete(file, path) and not is_drawn(file, path):
             ours = path.suffix == ".safetensors" and read_metadata(path).get("source", "")
             if not (ours and ours.startswith(_MADE_BY)):
                 raise OutputError(

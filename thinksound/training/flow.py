@@ -1,8 +1,7 @@
 """Training of the transformer: rectified flow on prepared clips.
 
 Sources: rectified flow, https://arxiv.org/abs/2209.03003; logit-normal times,
-https://arxiv.org/abs/2403.03206, section 3.1; conditions dropped one by one as in ThinkSound,
-https://arxiv.org/abs/2506.21448, section 4.
+https://arxiv.org/abs/2403.03206, section 3.1.
 """
 
 from __future__ import annotations
@@ -19,11 +18,14 @@ from torch.utils.checkpoint import checkpoint
 from ..data.shards import Batch, PreparedClips
 from ..families.protocol import TRANSFORMER, Condition, Family
 from ..models.flow import FlowTransformer
+from .dropping import dropping, settled
 from .loop import Learner, Update, autocast
 from .options import FlowOptions
 from .processes import mean_over_processes
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_STATISTICS_CLIPS = 4096  # at most, whose latents are looked at before training from scratch
+_LEAST_DEVIATION = 1e-2  # of a latent channel; one that does not vary is not to be magnified
 
 
 def epoch_order(count: int, seed: int, start: int, length: int) -> list[int]:
@@ -48,9 +50,10 @@ def draw_times(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(torch.randn(count, generator=generator))
 
 
-def draw_dropped(count: int, conditions: int, options: FlowOptions, generator: torch.Generator) -> Tensor:
-    """Which conditions are taken from each clip, ``(count, conditions)`` bool in the family's order."""
-    one = torch.rand(count, conditions, generator=generator) < options.drop_one
+def draw_dropped(count: int, groups: int, options: FlowOptions, generator: torch.Generator) -> Tensor:
+    """Which groups of conditions are taken from each clip, ``(count, groups)`` bool."""
+    assert options.drop_one is not None and options.drop_all is not None, "not settled"
+    one = torch.rand(count, groups, generator=generator) < options.drop_one
     everything = torch.rand(count, 1, generator=generator) < options.drop_all
     return one | everything
 
@@ -72,10 +75,11 @@ class FlowLearner(Learner):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.network, self.family, self.options = network, family, options
+        self.network, self.family, self.options = network, family, settled(options, family)
         self.clips, self.validation = clips, validation
         self.seed, self.rank, self.processes = seed, rank, processes
         self.device = network.sync_pos_emb.device
+        self.groups = dropping(family).groups(family)  # of the conditions
         self.networks: dict[str, nn.Module] = {TRANSFORMER: network}
         # Biases, norms and null features are not pulled to zero.
         trained = [p for p in network.parameters() if p.requires_grad]
@@ -101,7 +105,7 @@ class FlowLearner(Learner):
         latent_noise = torch.randn(latent_shape, generator=generator)[own]
         noise = torch.randn(latent_shape, generator=generator)[own]
         times = draw_times(everyone, generator)[own]
-        dropped = draw_dropped(everyone, len(self.family.conditions), self.options, generator)[own]
+        dropped = draw_dropped(everyone, max(self.groups) + 1, self.options, generator)[own][:, self.groups]
         chosen = epoch_order(len(self.clips), self.seed, step * everyone + rank * size, size)
 
         optimizer = self.optimizers[TRANSFORMER]
@@ -194,6 +198,19 @@ def given_features(
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch.each(lambda part: part.to(device))
+
+
+def latent_statistics(clips: PreparedClips) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation ``(C,)`` of each latent channel over clips, as the VAE gives them."""
+    count = min(len(clips), _STATISTICS_CLIPS)
+    total = squares = torch.zeros(clips.layout.shapes["latent_mean"][0], dtype=torch.float64)
+    for index in range(count):  # evenly spread over all
+        latents = clips.batch([index * len(clips) // count]).latent_mean[0].double()  # (C, T)
+        total = total + latents.mean(dim=1)
+        squares = squares + latents.square().mean(dim=1)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(_LEAST_DEVIATION)
+    return mean.float(), deviation.float()
 
 
 def recompute_blocks(network: FlowTransformer) -> None:

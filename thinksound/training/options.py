@@ -84,21 +84,22 @@ class LoopOptions:
 
 @dataclass(frozen=True)
 class FlowOptions:
-    """The recipe; rate, betas and ``drop_one`` are those of the published training."""
+    """The recipe; rate and betas are those of ThinkSound's published training."""
 
     batch: int = 8  # clips per step and process
     parts: int = 1  # of the batch, computed one after the other: less memory, the same result
     learning_rate: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-4
-    drop_one: float = 0.2  # chance of each condition to be absent, on its own
-    drop_all: float = 0.1  # chance of all to be absent at once: the unconditional half of guidance
+    drop_one: float | None = None  # chance of each group of conditions to be absent, on its own
+    drop_all: float | None = None  # of all at once, for guidance; None: both as the family is trained
     dtype: str = "float32"  # of products: float32 or bfloat16
 
     def __post_init__(self) -> None:
         for name in ("drop_one", "drop_all"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: give 0 to less than 1", option=name)
+            chance = getattr(self, name)
+            if chance is not None and not 0 <= chance < 1:
+                raise InputError(f"{name} {chance}: give 0 to less than 1", option=name)
         check_least(self, 1, "batch")
         check_least(self, 0, "weight_decay")
         check_positive(self, "learning_rate")

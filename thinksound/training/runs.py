@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..checkpoints.load import load_file, load_network, network_of
+from ..checkpoints.load import Encoder, load_file, load_network, network_of
 from ..checkpoints.locate import describe_missing, missing
 from ..data.clips import hash_of
 from ..data.shards import PreparedClips
@@ -26,7 +26,8 @@ from ..models.flow import FlowTransformer
 from ..presets import Preset, get_preset
 from ..progress import Progress
 from ..runtime.placement import detect_machine, memory_errors
-from .flow import FlowLearner, initialise_flow, recompute_blocks
+from .dropping import settled
+from .flow import FlowLearner, initialise_flow, latent_statistics, recompute_blocks
 from .log import check_tensorboard
 from .loop import Report, Trainer, trainable
 from .lora import Adapter, check_peft
@@ -75,7 +76,7 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
             "from": run.start.identity,
             "dtype": dtype,
             **_essential(run.loop),
-            **_essential(run.flow),
+            **_essential(settled(run.flow, family)),
             **(asdict(run.lora) if run.lora else {}),
         }
         other = {
@@ -95,15 +96,16 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
             adapter = Adapter(network, run.lora, run.loop.seed)
         else:
             network = start_dit(run.start, preset, run.loop.seed, torch.float32)
+            if run.start.source == START_SCRATCH:
+                network.normalise_by(*latent_statistics(clips))
+                family.encode_nulls(network, partial(_load, family, folder=run.start.folder))
             trainable(network)
         network.to(process.device)
         if run.recompute:
             recompute_blocks(network)
         writer = None
         if run.loop.sample_every:
-            sound = {
-                name: _load(family, name, run.start.folder, torch.float32) for name in family.sound_networks
-            }
+            sound = {name: _load(family, name, run.start.folder) for name in family.sound_networks}
             if process.rank == 0:
                 for name, built in sound.items():
                     family.placed(name, built).to(process.device)
@@ -231,16 +233,15 @@ def _start(
                 f"{describe_missing(start.folder, absent)}; or start from a file with --from FILE, from "
                 "nothing with --from scratch"
             )
-        return _load(family, name, start.folder, dtype)
+        return network_of(_load(family, name, start.folder, dtype))
     with torch.device("meta"):
         network = family.create(name)
     return load_file(network, Path(start.source), preset.weights[name], dtype, family.fold(name))
 
 
-def _load(family: Family, name: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+def _load(family: Family, name: str, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module | Encoder:
     key = family.preset.weights[name]
-    built = load_network(partial(family.build, name), folder, key, dtype, family.fold(name))
-    return network_of(built)
+    return load_network(partial(family.build, name), folder, key, dtype, family.fold(name))
 
 
 def _share(batch: int, process: Process) -> int:

@@ -90,7 +90,9 @@ VAE_LOOP = LoopOptions(
 REFINED_OPTIONS = replace(VAE_OPTIONS, batch=4, learning_rate=1e-3, side_weight=0.2, hearing=True)
 REFINED_LOOP = replace(VAE_LOOP, steps=4200, seed=SEED + 1, validate_every=300, save_every=300)
 
-FLOW_OPTIONS = FlowOptions(batch=16, learning_rate=1.5e-3, weight_decay=0.01, dtype="bfloat16")
+FLOW_OPTIONS = FlowOptions(
+    batch=16, learning_rate=1.5e-3, weight_decay=0.01, drop_one=0.2, drop_all=0.1, dtype="bfloat16"
+)
 FLOW_LOOP = LoopOptions(
     steps=2200, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
 )
