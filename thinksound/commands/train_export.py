@@ -45,7 +45,7 @@ def _add_export(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--standardise",
         action="store_true",
         help="of a VAE: give its latents deviation one, for a transformer trained on them from scratch; one "
-        "that is trained already needs them as they are",
+        "that is trained already needs them as they are; MMAudio's transformer does so itself",
     )
     _add_export_output(parser)
 

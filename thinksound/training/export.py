@@ -85,11 +85,17 @@ def export_run(
     if standardised:
         if kind != "vae":
             raise InputError(f"{run}: trained the transformer; standardising is for the latents of a VAE")
+        standardise = vae_training(preset).standardise
+        if standardise is None:
+            raise InputError(
+                f"{run}: the transformer of {preset.name} standardises latents itself, with what it measures "
+                "when it is trained from scratch; export without --standardise"
+            )
         trainable(network)  # writable
         sound = family.sound
         sounds = FolderSounds(Path(record["other"]["data folder"]), sound.sample_rate, without=run)
         deviation = latent_deviation(network, sounds, options["excerpt"] * sound.hop)
-        vae_training(preset).standardise(network, deviation)
+        standardise(network, deviation)
     return _write(network, preset, kind, output, source, dtype, options["from"], state["step"])
 
 

@@ -78,6 +78,9 @@ class Learner(ABC):
     def train_step(self, step: int, generator: torch.Generator, update: Update) -> dict[str, float]:
         """One step; ``update(loss, optimizer)`` changes weights. Returns what the log shows."""
 
+    def constrain(self, network: nn.Module) -> None:  # noqa: B027
+        """Put back what weights must keep, such as their size; called with averaged networks."""
+
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """Losses on held-out data, with averaged weights in place of those that are averaged."""
         return {}
@@ -220,6 +223,7 @@ class Trainer:
             ):
                 if value.requires_grad:  # the others are shared
                     mean.lerp_(value.to(mean.dtype), 1 - decay)
+            self.learner.constrain(average)
 
     def save(self) -> None:
         """Write everything that the next step depends on, whole or not at all."""

@@ -166,6 +166,8 @@ def train_vae(run: VAERun, progress: Progress | None = None, report: Report | No
         for note in declare_run(run.folder, essential, other):
             logger.warning(note)
         vae = start_vae(run.start, preset, run.loop.seed)
+        if run.start.source == START_SCRATCH and training.measure is not None:
+            training.measure(vae, sounds, options.excerpt)
         trainable(vae)
         vae.to(process.device)
         learner = training.learner(vae, options, sounds, run.loop.seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..presets import Preset
 from .loop import Learner
+from .mel_vae import MelVAELearner, MelVAEOptions, initialise_mel_vae, measure_mels
 from .tiny.spectral_vae import (
     SpectralVAELearner,
     SpectralVAEOptions,
@@ -26,17 +27,26 @@ class VAETraining:
     options: Any  # the defaults, a frozen dataclass with `batch`, `excerpt` and `dtype`
     initialise: Callable[[Any, int], None]  # a VAE and a seed
     learner: Callable[[Any, Any, Sounds, int], Learner]  # VAE, options, sounds, seed
-    standardise: Callable[[Any, Tensor], None]  # a VAE and the deviation (C,) of its latents
-
-
-_TRAININGS = {
-    "thinksound": VAETraining(VAEOptions(), initialise_vae, VAELearner, standardise),
-    "tiny": VAETraining(
-        SpectralVAEOptions(), initialise_spectrogram_vae, SpectralVAELearner, standardise_spectrogram_vae
-    ),
-}
+    # A VAE and the deviation (C,) of its latents; None where the transformer standardises them.
+    standardise: Callable[[Any, Tensor], None] | None = None
+    # A new VAE, sounds, and latent frames of an excerpt; None where nothing is measured before training.
+    measure: Callable[[Any, Sounds, int], None] | None = None
 
 
 def vae_training(preset: Preset) -> VAETraining:
     """How the VAE of a preset is trained."""
-    return _TRAININGS[preset.family]
+    if preset.family == "mmaudio":
+        from ..families.mmaudio import SIZES  # as heavy as the family is
+
+        mel = SIZES[preset.size].mel
+        return VAETraining(
+            MelVAEOptions(),
+            initialise_mel_vae,
+            lambda vae, options, sounds, seed: MelVAELearner(vae, mel, options, sounds, seed),
+            measure=lambda vae, sounds, excerpt: measure_mels(vae, mel, sounds, excerpt),
+        )
+    if preset.family == "tiny":
+        return VAETraining(
+            SpectralVAEOptions(), initialise_spectrogram_vae, SpectralVAELearner, standardise_spectrogram_vae
+        )
+    return VAETraining(VAEOptions(), initialise_vae, VAELearner, standardise)
