@@ -18,8 +18,9 @@ from thinksound.errors import InputError
 from thinksound.models.mel import MEL_16K, log_mel
 from thinksound.models.mel_vae import MelVAE, MelVAEConfig, network_tensors
 from thinksound.presets import MMAUDIO_TINY
-from thinksound.training.loop import CHECKPOINT, LoopOptions, Trainer, Update, read_checkpoint, step_generator
+from thinksound.training.loop import CHECKPOINT, Trainer, Update, read_checkpoint, step_generator
 from thinksound.training.mel_vae import MelVAELearner, MelVAEOptions, initialise_mel_vae, measure_mels
+from thinksound.training.options import LoopOptions
 
 pytestmark = pytest.mark.slow
 

@@ -26,13 +26,13 @@ from thinksound.training.dropping import dropping
 from thinksound.training.flow import (
     VALIDATION_TIMES,
     FlowLearner,
-    FlowOptions,
     draw_dropped,
     given_features,
     initialise_flow,
     latent_statistics,
 )
 from thinksound.training.loop import CHECKPOINT, Update, read_checkpoint, step_generator
+from thinksound.training.options import FlowOptions
 
 pytestmark = pytest.mark.slow
 

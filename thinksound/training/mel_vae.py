@@ -32,7 +32,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from ..models.mel import MelConfig, log_mel
 from ..models.mel_vae import MelVAE
-from .loop import Learner, Update, autocast, check_betas, check_least, check_positive, seeded
+from .loop import Learner, Update, autocast, seeded
+from .options import check_betas, check_dtype, check_least, check_positive
 from .spectral import Verdicts, adversarial_loss, discriminator_loss
 from .vae import Sounds
 
@@ -54,13 +55,14 @@ class MelVAEOptions:
     adversarial_from: int = 20_000  # step from which the discriminator trains and is listened to
     adversarial_weight: float = 1.0  # gradient at the last convolution, relative to that of the distance
     kl_weight: float = 1e-6  # of the sum over a clip's latents, where distances are summed over its bands
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"  # of products: float32 or bfloat16
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch", "excerpt", "discriminator_channels")
         check_least(self, 0, "adversarial_from", "adversarial_weight", "kl_weight")
         check_positive(self, "learning_rate", "discriminator_rate")
         check_betas(self.betas)
+        check_dtype(self.dtype)
 
 
 class PatchDiscriminator(nn.Module):
