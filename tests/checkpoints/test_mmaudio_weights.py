@@ -31,7 +31,7 @@ from thinksound.checkpoints.registry import weight_file
 from thinksound.checkpoints.untrained import drawn_tensors
 from thinksound.encoders.dfn5b import build_network
 from thinksound.errors import WeightsError
-from thinksound.families.find import family_of
+from thinksound.families.find import contents_of, family_of
 from thinksound.families.mmaudio import SIZES
 from thinksound.models import bigvgan, mel_vae
 from thinksound.presets import MMAUDIO, MMAUDIO_TINY, PRESETS
@@ -103,6 +103,9 @@ def test_the_network_has_the_tensors_of_its_published_file(key: str, tmp_path: P
     }
     assert all(tensor.endswith(".filter") for tensor in dropped)
     assert len(dropped) == (218 if name == "vocoder" else 0)
+    needed = contents_of(key, tmp_path)  # what conversion goes by
+    assert set(needed.names) == set(network.state_dict())
+    assert (needed.fold, needed.fold is None) == (fold, name not in FOLDED)
     # What the plan of devices counts: of the VAE, generation runs the decoder alone.
     placed = family.placed(name, family.build(name, tmp_path))
     counted = sum(parameter.numel() for parameter in placed.parameters())
@@ -209,7 +212,7 @@ def test_conversion_to_bfloat16_halves_the_file(tmp_path: Path, name: str) -> No
 
 
 def test_random_weights_cannot_be_converted(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="mmaudio_tiny_dit: comes converted with this project"):
+    with pytest.raises(WeightsError, match="mmaudio_tiny_dit: drawn when it is loaded, there is no file"):
         convert(tmp_path, ["mmaudio_tiny_dit"], {})
 
 

@@ -81,6 +81,8 @@ def convert(
     """
     files = {key: weight_file(key) for key in keys}
     for key, file in files.items():
+        if file.is_random:
+            raise WeightsError(f"{key}: drawn when it is loaded, there is no file; give a published key")
         if file.bundled:
             raise WeightsError(f"{key}: comes converted with this project; give a published key")
     check_weights_dir(weights_dir)
