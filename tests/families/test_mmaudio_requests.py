@@ -153,6 +153,20 @@ def test_a_list_gives_what_its_items_give(pipeline: Pipeline, clips: Path) -> No
         assert_close(pipeline.decode_audio(samples[index].latents), pipeline.decode_audio(latents))
 
 
+def test_sound_becomes_latents_that_may_be_drawn(pipeline: Pipeline) -> None:
+    model, generator = pipeline.model, torch.Generator().manual_seed(0)
+    stereo = torch.rand(2, 2, 5 * 512, generator=generator) - 0.5
+    with torch.inference_mode():
+        mean, spread = model.encode_sound(stereo)
+        alone = [model.encode_sound(one[None].mean(dim=1, keepdim=True)) for one in stereo]
+    assert mean.shape == spread.shape == (2, 8, 5)
+    assert_close(mean, torch.cat([one for one, _ in alone]))
+    assert_close(spread, torch.cat([one for _, one in alone]))
+    noise = torch.randn(mean.shape, generator=generator)
+    drawn = model.family.draw_latents(mean, spread, noise)
+    assert_close(drawn, mean + noise * (spread / 2).exp())  # the spread is a log-variance
+
+
 def test_half_precision_stays_near(pipeline: Pipeline) -> None:
     half = thinksound.load("mmaudio-tiny", device="cpu", dtype="bfloat16")
     dtypes = {name: str(next(net.parameters()).dtype) for name, net in half.model.networks.items()}
