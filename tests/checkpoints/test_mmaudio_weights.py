@@ -211,6 +211,25 @@ def test_conversion_to_bfloat16_halves_the_file(tmp_path: Path, name: str) -> No
     assert_holds(load_one(tmp_path, FAMILY, name, torch.bfloat16), wanted(name), torch.bfloat16)
 
 
+@pytest.mark.slow
+def test_a_folder_of_published_files_and_its_converted_copies_make_the_same_sound(
+    tmp_path: Path, clips: Path
+) -> None:
+    def sound() -> Tensor:
+        pipeline = published.load_pipeline(tmp_path, FAMILY)
+        result = pipeline(clips / "cfr30_0p3s.mp4", "rain", seed=1, num_inference_steps=2)
+        assert result.waveform.isfinite().all() and result.waveform.std() > 1e-3
+        return result.waveform
+
+    published.write_published(tmp_path, FAMILY)
+    first = sound()
+    rows = convert(tmp_path, FAMILY.preset.weights.values(), {}, contents)
+    for path in tmp_path.iterdir():
+        if path.name != "converted":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert len(rows) == 5 and torch.equal(sound(), first)
+
+
 def test_random_weights_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="mmaudio_tiny_dit: drawn when it is loaded, there is no file"):
         convert(tmp_path, ["mmaudio_tiny_dit"], {})
