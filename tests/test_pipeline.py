@@ -18,7 +18,7 @@ import thinksound
 from thinksound.families.find import family_of
 from thinksound.media.decode import DecodedVideo
 from thinksound.media.decode import decode_video as decode_views
-from thinksound.presets import PRESETS, TINY
+from thinksound.presets import MMAUDIO, MMAUDIO_TINY, PRESETS, TINY
 from thinksound.rates import audio_sample_count
 from thinksound.request import MAX_SEED, Options
 
@@ -70,7 +70,10 @@ VIDEO = CLIPS / "cfr25_1p0s.mp4"
 load: Any = thinksound.load  # called with what its annotations forbid
 
 MISUSE = {
-    "unknown name": (lambda p: p(VIDEO, sed=3), "did you mean seed[?] taken are caption, cot, options"),
+    "unknown name": (
+        lambda p: p(VIDEO, sed=3),
+        "did you mean seed[?] taken are video, caption, cot, options",
+    ),
     "unknown name of load": (lambda p: thinksound.load("tiny", devise="cpu"), "did you mean device[?]"),
     "two names": (
         lambda p: p(VIDEO, steps=2, num_inference_steps=2),
@@ -85,7 +88,7 @@ MISUSE = {
     "array": (lambda p: p(np.zeros((8, 64, 64, 3))), "video of type numpy.ndarray .* give the path of one"),
     "bytes": (lambda p: p(VIDEO.read_bytes()), "video of type bytes is not a path"),
     "list": (lambda p: p([VIDEO, VIDEO]), "video of type list is not a path"),
-    "no video": (lambda p: p(None), "video None is not a path"),
+    "no video": (lambda p: p(None), "video is missing: tiny needs moving pictures; give the path of a video"),
     "dict": (lambda p: p(VIDEO, options={"seed": 3}), "options of type dict .* give thinksound.Options"),
     "dict for a stage": (lambda p: p.sample(None, 1.0, {"seed": 3}), "options of type dict"),
     "flag for progress": (lambda p: p(VIDEO, progress=True), r"called as progress\(stage, done, total\)"),
@@ -134,7 +137,7 @@ def test_guidance_is_the_presets_where_none_is_given(pipeline, clips):
         "thinksound-light": 5.0,
         "thinksound": 5.0,
         "tiny": 4.0,
-    }
+    } | {preset.name: 4.5 for preset in (*MMAUDIO, MMAUDIO_TINY)}
     _, latents = pipeline.sample(left_out.features, left_out.video.duration_s, FAST)
     assert torch.equal(latents, given.latents)
 
@@ -144,7 +147,11 @@ def test_steps_are_the_presets_where_none_are_given(pipeline, clips):
     given = pipeline(clips / "cfr25_1p0s.mp4", options=Options(TINY.steps, seed=3))
     assert torch.equal(left_out.latents, given.latents)
     assert left_out.metadata["num_inference_steps"] == str(TINY.steps) == "24"
-    assert {preset.steps for preset in PRESETS.values()} == {24}
+    assert {preset.family: preset.steps for preset in PRESETS.values()} == {
+        "thinksound": 24,
+        "tiny": 24,
+        "mmaudio": 25,
+    }
 
 
 def test_an_empty_chain_of_thought_is_the_caption(pipeline, clips):

@@ -235,6 +235,8 @@ class Pipeline:
             return self.decode(video, options.duration, progress, options.reader)
         if options.duration is not None:
             raise InputError("duration is given with a decoded video; give it to decode", option="duration")
+        if options.reader != Options.reader:
+            raise InputError("reader is given with a decoded video; give it to decode", option="reader")
         self._frames(video)
         return video
 

@@ -379,7 +379,7 @@ def test_an_interrupt_leaves_nothing_behind(clips, tmp_path, way):
         assert process.stderr and process.stderr.readline() == "Loading tiny\n"
         process.send_signal(way)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted, the video was not written" in errors
+    assert process.returncode == 130 and "interrupted, the result was not written" in errors
     assert list(tmp_path.iterdir()) == []
 
 
@@ -418,7 +418,7 @@ def test_an_interrupt_while_the_video_is_written_leaves_no_part_of_it(tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted, the video was not written" in errors
+    assert process.returncode == 130 and "interrupted, the result was not written" in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mkv", "out.wav"]  # complete
 
 

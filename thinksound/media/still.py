@@ -21,7 +21,7 @@ from .files import check_output, local_path, whole_file
 from .mux import SUFFIXES, create_mp4, decoded_at, encode_sound
 
 FPS = 1  # of the video
-_MOST_PIXELS = 8192 * 8192
+_MOST_PIXELS = 8192 * 4352  # as for frames of a video, with the same bound on memory
 _LONGEST_SIDE = 16_384  # more cannot be encoded as H.264
 _X264 = {"crf": "18", "preset": "fast", "tune": "stillimage", "bf": "0"}
 

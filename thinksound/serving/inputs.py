@@ -80,7 +80,7 @@ def fetch(url: object, folder: Path, limits: Limits, name: str = "video") -> Pat
     if not isinstance(url, str) or scheme not in ("data", "http", "https"):
         raise InputError(f"{name} {repr(url)[:100]} is no URL; give an http, https or data URL")
     try:
-        return (_from_data if scheme == "data" else _from_web)(url.strip(), folder, limits)
+        return (_from_data if scheme == "data" else _from_web)(url.strip(), folder / name, limits)
     except InputError as error:  # those below are in the words for a video
         raise InputError(f"{name}{str(error).removeprefix('video')}") from None
     except OSError as error:
@@ -97,7 +97,7 @@ def _too_large(limits: Limits) -> InputError:
     )
 
 
-def _from_data(url: str, folder: Path, limits: Limits) -> Path:
+def _from_data(url: str, stem: Path, limits: Limits) -> Path:
     head, comma, text = url.partition(",")
     if not comma:
         raise InputError("video: a data URL without a comma; give data:video/mp4;base64,…")
@@ -112,12 +112,12 @@ def _from_data(url: str, folder: Path, limits: Limits) -> Path:
             raise InputError(f"video: a damaged data URL ({error}); give data:video/mp4;base64,…") from None
     if len(content) > limits.megabytes * 1e6:
         raise _too_large(limits)
-    path = folder / f"input{mimetypes.guess_extension(kind) or ''}"
+    path = stem.with_suffix(mimetypes.guess_extension(kind) or "")
     path.write_bytes(content)
     return path
 
 
-def _from_web(url: str, folder: Path, limits: Limits) -> Path:
+def _from_web(url: str, stem: Path, limits: Limits) -> Path:
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname
@@ -126,7 +126,7 @@ def _from_web(url: str, folder: Path, limits: Limits) -> Path:
     if not host:
         raise InputError(f"video {url[:100]!r} names no host; give http://host/file.mp4")
     suffix = PurePosixPath(urllib.parse.unquote(parts.path)).suffix
-    path = folder / f"input{suffix if re.fullmatch(r'[.][A-Za-z0-9]{1,8}', suffix) else ''}"
+    path = stem.with_suffix(suffix if re.fullmatch(r"[.][A-Za-z0-9]{1,8}", suffix) else "")
     transfer = _Transfer(url, path, limits)
     end = time.monotonic() + limits.seconds
     try:
