@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 import thinksound
+from thinksound.checkpoints.load import network_of
 from thinksound.checkpoints.registry import bundled_dir, weight_file
 from thinksound.commands.arguments import as_typed, number, whole
 from thinksound.encoders import metaclip, t5
@@ -179,15 +180,26 @@ def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> P
         module = family.placed(name, network)
         fill(module, name)
         placement.place(name, module)
+        for part in network_of(network).modules():  # small ones beside what generation runs
+            for key, tensor in part._buffers.items():
+                if tensor is not None and tensor.is_meta:
+                    part._buffers[key] = torch.ones_like(tensor, device="cpu")
     return Pipeline(preset, family.assemble(built), placement)
 
 
 def build_network(family: Family, name: str) -> Any:
-    """A network on ``meta``; text encoders get the bundled tokenizer, whose tokens all vocabularies have."""
+    """A network of the published size on ``meta``.
+
+    MetaCLIP and T5 get the tokenizers of the tiny preset, whose token ids all vocabularies have.
+    """
     file = weight_file(family.preset.weights[name])
     if not file.is_folder or family.preset is TINY:
         return family.build(name, bundled_dir() / file.path)
     folder = bundled_dir() / TINY.name
+    if file.key == "dfn5b":
+        from thinksound.encoders import dfn5b  # imports open_clip
+
+        return dfn5b.DFN5B(dfn5b.build_network(dict(dfn5b.PUBLISHED_CONFIG)), dfn5b.Tokenizer())
     if name == "t5":
         text = t5.build_t5(folder / "t5")
         text.model = t5.build_network(t5.PUBLISHED_CONFIG)
