@@ -1,1 +1,1 @@
-"""Video and audio files in and out (PyAV only)."""
+"""Reads and writes video, sound and image files."""

@@ -1,4 +1,4 @@
-"""Generated sound as 16-bit samples: peak level, exact length, files."""
+"""Turns generated sound into 16-bit samples of full level and exact length, and writes sound files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from ..errors import ThinkSoundError
 from .files import whole_file
 
-_LONGEST_FADE = 1024  # samples: half a latent frame of the published ThinkSound
+_LONGEST_FADE = 1024  # samples; half a latent frame of ThinkSound
 
 
 def to_pcm16(waveform: Tensor) -> Tensor:
-    """Scale sound so that its peak is full scale, as upstream does; silence stays silence.
+    """Scale sound so that its peak is full scale, as the original does; silence stays silence.
 
     Args:
         waveform: float (channels, A).
@@ -29,7 +29,7 @@ def to_pcm16(waveform: Tensor) -> Tensor:
         ThinkSoundError: the waveform holds NaN or infinity.
     """
     waveform = waveform.float()
-    peak = waveform.abs().max()  # NaN and infinity both arrive here
+    peak = waveform.abs().max()  # is NaN or infinite if any value is
     if not torch.isfinite(peak):
         raise ThinkSoundError(
             "the generated sound holds values that are not numbers; "
@@ -41,14 +41,14 @@ def to_pcm16(waveform: Tensor) -> Tensor:
 
 
 def fit_length(pcm16: Tensor, samples: int) -> Tensor:
-    """Cut sound to ``samples``, or fill those that a rounded latent count leaves missing.
+    """Cut sound to ``samples``, or extend it where a rounded number of latent frames made it too short.
 
-    The end is continued by its mirror image, fading to zero, so that there is no click; what is missing
-    beyond that is silence. Samples that were generated stay as they are.
+    The extension mirrors the end and fades it to zero, so that there is no click; the rest is silence. The
+    generated samples do not change.
 
     Args:
         pcm16: int16 (channels, A).
-        samples: the length wanted.
+        samples: the wanted length.
 
     Returns:
         int16 (channels, samples).
@@ -67,13 +67,15 @@ SOUND_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 
 def write_sound(path: Path | str, pcm16: Tensor, sample_rate: int) -> None:
-    """Write int16 (channels, A) as a WAV or FLAC file, by its ending, whole or not at all.
+    """Write int16 (channels, A) as FLAC if the name ends in .flac, else as WAV.
+
+    The file appears whole or not at all.
 
     Raises:
         OutputError: the folder is missing or not writable, or the disk is full.
     """
     kind = SOUND_FORMATS.get(Path(path).suffix.lower(), "WAV")
-    encoded = io.BytesIO()  # the file itself is written in one piece, with errors that can be told apart
+    encoded = io.BytesIO()  # Python's own errors in writing say what went wrong; soundfile's do not
     soundfile.write(encoded, pcm16.T.cpu().numpy(), sample_rate, subtype="PCM_16", format=kind)
     with whole_file(path) as temporary:
         temporary.write_bytes(encoded.getvalue())

@@ -1,24 +1,22 @@
-"""One pass over a video that yields the frames of all views together.
+"""Decodes a video once and picks the frames of all views on the way.
 
-How each view picks its frames is told in :mod:`thinksound.media.views`. With "nearest", the choice is
-that of ThinkSound's published extractor: the clock starts at the first frame's own time, and each list
-is cut to the view's count for the duration, or extended by repeating its last entry. Pixels become RGB
-in a filter graph (``buffer -> format=rgb24``), which, unlike a plain conversion, agrees with that
-extractor for interlaced and 10-bit video too.
+:mod:`thinksound.media.views` says how a view picks its frames. "nearest" picks the same frames as
+ThinkSound's published extractor: the clock starts at the time of the first frame, and each list is cut to
+the view's count for the duration, or extended by repeating its last entry. A filter graph
+(``buffer -> format=rgb24``) converts pixels to RGB, because it agrees with that extractor for interlaced and
+10-bit video too; a plain conversion does not.
 
-Deliberate deviations from upstream:
+Deliberate deviations from the original:
 
-* The display rotation is applied before the transforms; upstream sees phone videos sideways.
-* The duration is the time from the first presented picture to the end of the last one. Upstream
-  takes the container's, which counts pictures hidden by an edit list and sound that outlasts
-  the video.
-* Clips from 0.1 s work, and so do those whose pictures all fall on one tick: they show the last
-  one. Upstream gets no picture from these.
-* AVI with B-frames has no usable times; sorted decoding times are used, where upstream guesses.
+* Frames are turned upright before the transforms; the original sees phone videos sideways.
+* The duration is the time from the first presented frame to the end of the last one. The original takes the
+  container's, which includes frames hidden by an edit list and sound that outlasts the video.
+* Clips from 0.1 s on work, and so do clips whose frames all fall on one tick: they show the last frame. The
+  original gets no frame from these.
+* AVI with B-frames stores no usable times: sorted decoding times are used, where the original guesses.
 * Damaged files are used as far as they decode.
 
-Memory is bounded by the pictures kept, reduced to their view's size: those that are not chosen are not
-converted, and those chosen are reduced at once.
+Memory holds the picked frames only, each already reduced to its view's size.
 """
 
 from __future__ import annotations
@@ -57,35 +55,35 @@ from .views import View
 
 MAX_FRAMES = 250_000  # three minutes at 1,388 fps; each takes about a kilobyte until the video is written
 
-_ROUNDING = Fraction(2, 1000)  # s
-_MISSING = Fraction(1, 2)  # s; less at the end is no reason for a note
-_UNDECODABLE = Fraction(1, 10)  # s; less at the beginning is no reason for a note
+_ROUNDING = Fraction(2, 1000)  # s; of the ends in edit lists, which count milliseconds
+_MISSING = Fraction(1, 2)  # s; a note is given if more is missing at the end
+_UNDECODABLE = Fraction(1, 10)  # s; a note is given if this much or more is missing at the beginning
 
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """The frames that the encoders see, and the time they span."""
+    """The frames that the encoders see, and the time that they span."""
 
     info: VideoInfo
-    timeline: Timeline  # every presented picture, for the muxer
-    views: tuple[View, ...]  # which the frames were chosen for
+    timeline: Timeline  # every presented frame, for the muxer
+    views: tuple[View, ...]  # that the frames were picked for
     frames: Mapping[str, Tensor]  # by view name: uint8 (frames, size, size, 3)
-    features_duration_s: float  # seconds that the frames cover; the duration, unless the ticks drift
+    features_duration_s: float  # seconds that the frames cover; less than the duration if ticks drift
     notes: tuple[str, ...]  # sentences the user should read, such as "... the file is damaged ..."
 
     @property
     def start_s(self) -> float:
-        """Presentation time of the first picture, in seconds."""
+        """Presentation time of the first frame, in seconds."""
         return float(self.timeline.start)
 
     @property
     def duration_s(self) -> float:
-        """Seconds of picture: of the whole video, or up to the cut."""
+        """Seconds from the first frame to the end of the last one, or to the cut."""
         return float(self.timeline.duration)
 
     @property
     def frame_count(self) -> int:
-        """Presented pictures, before any choice of rate."""
+        """Number of presented frames, of which the views pick some."""
         return len(self.timeline.times)
 
 
@@ -96,21 +94,21 @@ def decode_video(
     progress: Callable[[float], None] | None = None,
     drifting: bool = False,
 ) -> DecodedVideo:
-    """Decode a video once and choose, rotate and reduce its frames for every view.
+    """Decode a video once; pick, rotate and reduce its frames for every view.
 
     Args:
         path: a video file.
         views: what the encoders want to see.
-        duration_s: seconds to use from its beginning; the whole video by default.
+        duration_s: seconds to use from the beginning; the whole video by default.
         progress: called with the share done, 0 to 1.
-        drifting: read as published MMAudio does, see :mod:`thinksound.media.picking`: every view with
-            drifting ticks, sideways where the video is, and as RGB in PyAV's plain conversion.
+        drifting: read as published MMAudio does (see :mod:`thinksound.media.picking`): with drifting ticks
+            for every view, without applying the rotation, and with PyAV's plain conversion to RGB.
 
     Raises:
         InputError: ``duration_s`` is not a number between 0.1 and 180.
-        MediaError: the file cannot be used: see :func:`probe`; shorter than 0.1 s or longer than
-            180 s; of more than 250,000 frames; or damaged so much that less than 0.1 s decodes.
-            Drifting: the frames do not fill a view.
+        MediaError: :func:`probe` refuses the file; or it is shorter than 0.1 s or longer than 180 s, has more
+            than 250,000 frames, or is so damaged that less than 0.1 s decodes. With ``drifting``: the frames
+            do not fill a view.
         PlacementError: out of memory.
     """
     if duration_s is not None and not MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
@@ -121,10 +119,10 @@ def decode_video(
     with open_video(path) as (container, stream):
         if duration_s is not None or not _claims_more(container):
             return _Decoder(Path(path), container, stream, views, duration_s, drifting).run(progress)
-        first_frame(Path(path), container, stream)  # what does not decode is damaged, however long it is
+        first_frame(Path(path), container, stream)  # a damaged file is called that, however long it is
         if _goes_on_after(container, stream, MAX_DURATION_S):
             raise _too_long(Path(path))
-    # Its claim was wrong. Not every container can be wound back to its first packet.
+    # The claim was wrong. The file is opened again, because not every container can seek to its start.
     with open_video(path) as (container, stream):
         return _Decoder(Path(path), container, stream, views, duration_s, drifting).run(progress)
 
@@ -140,7 +138,7 @@ def _claims_more(container: InputContainer) -> bool:
 
 
 def _goes_on_after(container: InputContainer, stream: VideoStream, limit_s: float) -> bool:
-    """Whether the container's claim to be longer is confirmed by a picture that late."""
+    """Whether a packet later than ``limit_s`` confirms that the video is as long as the container claims."""
     if not stream.time_base:
         return False
     limit = (stream.start_time or 0) + math.ceil(limit_s / stream.time_base)
@@ -152,11 +150,11 @@ def _goes_on_after(container: InputContainer, stream: VideoStream, limit_s: floa
         )
     except av.error.FFmpegError as error:
         check_shortage(error)
-        return False  # cannot be searched: decoding will tell
+        return False  # the file cannot be searched; decoding finds out
 
 
 class _Decoder:
-    """The state of one pass."""
+    """The state of one pass over a video."""
 
     def __init__(
         self,
@@ -171,7 +169,7 @@ class _Decoder:
         self._container = container
         self._stream = stream
         self._version = file_version(path)
-        # A float's own fraction would let 0.1 s reach past a picture at 1/10.
+        # The exact fraction of the float 0.1 is slightly more than 1/10 and would include a frame at 1/10 s.
         self._cut = None if duration_s is None else Fraction(duration_s).limit_denominator(1_000_000)
         self._limit_s = duration_s if duration_s is not None else MAX_DURATION_S
         self._lists = [frame_list(view, self._limit_s, self._cut, drifting) for view in views]
@@ -186,7 +184,7 @@ class _Decoder:
         times: list[Fraction] = []
         shapes: dict[FrameShape, None] = {}  # in the order of their first appearance
         info: VideoInfo | None = None
-        shown: TimedFrame | None = None  # the picture on screen until the next one
+        shown: TimedFrame | None = None  # the frame on screen until the next one
         expected_s = min(self._limit_s, claimed_duration(self._container) or self._limit_s)
         reached_cut = False
         for timed in self._source:
@@ -228,7 +226,11 @@ class _Decoder:
         return result
 
     def _shrunk_duration(self) -> float:
-        """Seconds for which every drifting list has frames."""
+        """Seconds that the drifting lists of all views cover.
+
+        Raises:
+            MediaError: a list has fewer frames than its view needs.
+        """
         seconds = min([self._limit_s, *(frames.count / frames.view.fps for frames in self._lists)])
         if any(frames.count < frames.view.count(seconds) for frames in self._lists):
             needed = max(frames.view.count(0) / frames.view.fps for frames in self._lists)
@@ -248,11 +250,11 @@ class _Decoder:
     ) -> Timeline:
         end = last.time + (last.duration or self._source.interval)
         announced = None if self._source.damaged else self._edit_list_end
-        # Edit lists count in milliseconds: a smaller difference is only that.
+        # Edit lists count milliseconds: a smaller difference is rounding.
         if announced is not None and announced > last.time and abs(announced - end) > _ROUNDING:
             end = announced
         cut = False
-        # A picture stays until the next one, however short the duration that the container stores.
+        # A frame stays until the next one, however short the duration that the container stores for it.
         if self._cut is not None and (reached_cut or end > times[0] + self._cut):
             end, cut = times[0] + self._cut, True
         duration_s = float(end - times[0])
@@ -275,7 +277,7 @@ class _Decoder:
         path, announced_end_s = self._path, info.announced_end_s
         lost_start_s = float(timeline.lost_start) if timeline.lost_start >= _UNDECODABLE else 0.0
         lost_end_s = 0.0
-        # Where nothing is damaged, only Matroska's claim is better than the frames themselves.
+        # In an undamaged file, only Matroska's claim is more reliable than the frames themselves.
         believed = timeline.damaged or info.container == "matroska,webm"
         if not timeline.cut and believed and announced_end_s and timeline.end + _MISSING < announced_end_s:
             lost_end_s = announced_end_s - float(timeline.end)
@@ -301,24 +303,24 @@ class _Decoder:
         return tuple(notes)
 
 
-# A decoded frame and the degrees that turn it upright, to uint8 (height, width, 3).
+# Converts a decoded frame, given the degrees that turn it upright, to uint8 (height, width, 3).
 _Converter = Callable[[VideoFrame, int], np.ndarray]
 
 
 def _to_plain_rgb(frame: VideoFrame, rotation: int) -> np.ndarray:
-    """A picture as published MMAudio converts it: as stored, without regard to its rotation."""
+    """Convert a frame as published MMAudio does: as stored, ignoring its rotation."""
     return frame.to_ndarray(format="rgb24")
 
 
 class _ToRGB:
-    """Converts pictures to RGB; the filter graph is kept while size and format stay the same."""
+    """Converts frames to RGB; keeps its filter graph as long as size and format stay the same."""
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
         self._graph = Graph()
 
     def __call__(self, frame: VideoFrame, rotation: int) -> np.ndarray:
-        """A picture as uint8 (height, width, 3), turned upright."""
+        """Return the frame as uint8 (height, width, 3), turned upright."""
         key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if key != self._key:
             self._key, self._graph = key, Graph()
@@ -332,20 +334,20 @@ class _ToRGB:
             self._graph.vpush(frame)
             rgb = self._graph.vpull().to_ndarray()
         except av.error.BlockingIOError as error:
-            # Every frame comes out at once, unless there was no room for it.
+            # The graph returns every frame at once, unless it could not allocate memory for it.
             raise MemoryError from error
         return np.ascontiguousarray(np.rot90(rgb, rotation // 90))
 
 
 class _Picture:
-    """A decoded picture, converted once and only where a view picks it."""
+    """A decoded frame, converted once, and only if a view picks it."""
 
     def __init__(self, timed: TimedFrame, to_rgb: _Converter) -> None:
         self._timed = timed
         self._to_rgb = to_rgb
 
     def rgb(self) -> np.ndarray:
-        """uint8 (height, width, 3), upright."""
+        """The pixels: uint8 (height, width, 3), from `_Converter`."""
         return self._rgb
 
     @cached_property

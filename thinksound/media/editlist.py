@@ -1,8 +1,8 @@
-"""When the edit list of an MP4 ends its pictures: the one thing FFmpeg reads and does not pass on.
+"""Finds when the edit list of an MP4 ends its video track, which FFmpeg reads but does not pass on.
 
-FFmpeg takes a picture's duration from the order of decoding. With B-frames at irregular times, or
-where an edit list ends in the middle of a picture, the last picture's is wrong by up to the length
-of a still. ISO/IEC 14496-12 sections 4.2 (boxes), 8.2.2 (mvhd), 8.3.2 (tkhd), 8.6.6 (elst).
+FFmpeg takes a frame's duration from the order of decoding. With B-frames at irregular times, or where an
+edit list ends in the middle of a frame, the duration of the last frame is wrong, by up to the length of the
+longest frame. Source: ISO/IEC 14496-12, sections 4.2 (boxes), 8.2.2 (mvhd), 8.3.2 (tkhd), 8.6.6 (elst).
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-_Span = tuple[int, int]  # where the content of a box starts and ends in the file
+_Span = tuple[int, int]  # positions in the file where the content of a box starts and ends
 
 
 def edit_list_end(path: Path, track_id: int) -> Fraction | None:
-    """The end of a track on the clock of the presentation, in seconds.
+    """Return the presentation time at which the track ``track_id`` ends, in seconds.
 
-    Returns:
-        None without an edit list, or with one that says more than where the track starts and ends.
+    None if there is no edit list, or if it does more than set the start and end of the track.
     """
     with path.open("rb") as file:
         try:
@@ -35,20 +34,24 @@ def edit_list_end(path: Path, track_id: int) -> Fraction | None:
                 (edit_list,) = _boxes(file, edits, b"elst")
                 return Fraction(_end(file, edit_list), timescale)
         except (struct.error, ValueError, ZeroDivisionError):
-            pass  # a box is missing, doubled or cut off
+            pass  # a box is missing, occurs twice, or is cut off
     return None
 
 
 def _end(file: BinaryIO, edit_list: _Span) -> int:
-    """The sum of the edits: any number of pauses, then one stretch of pictures."""
+    """Sum the durations of the edits: any number of pauses, then one stretch of frames.
+
+    Raises:
+        ValueError: the edit list has another form.
+    """
     width = 8 if _version(file, edit_list) == 1 else 4
-    pause = 2 ** (8 * width) - 1  # a start of -1
+    pause = 2 ** (8 * width) - 1  # a start of -1 marks a pause
     count = _number(file, edit_list[0] + 4, 4)
     total = 0
     for index in range(count):
         position = edit_list[0] + 8 + index * (2 * width + 4)
         duration, start = _number(file, position, width), _number(file, position + width, width)
-        if duration == 0 or (start == pause) == (index == count - 1):  # fragments say 0
+        if duration == 0 or (start == pause) == (index == count - 1):  # fragmented files give 0
             raise ValueError("an edit list that rearranges")
         total += duration
     return total

@@ -1,4 +1,4 @@
-"""Names of input files, and result files that appear whole or not at all."""
+"""Checks names of input and output files, and writes result files whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SAID = {
     errno.EMFILE: "too many open files; close some or raise the limit (ulimit -n)",
 }
 
-# Two letters at least before the colon: "C:/clip.mp4" is a file of Windows.
+# At least two letters before the colon: "C:/clip.mp4" is a Windows path.
 _URL = re.compile(
     r"[a-z][a-z0-9+.-]+:/|(data|blob|magnet):|www\.|(m\.)?(youtube\.com|youtu\.be)/", re.IGNORECASE
 )
@@ -33,11 +33,11 @@ _SHOWN = 200  # characters of a URL; a data URL holds the whole file
 
 
 def local_path(name: Path | str) -> Path:
-    """The path of an input file, which need not exist.
+    """Return the path of an input file, which need not exist.
 
     Raises:
-        MediaError: the name is no file's but a URL, "-" for standard input, a pattern, or empty; the message
-            shows it as it was given.
+        MediaError: the name is a URL, "-" for standard input, a pattern, or empty; the message shows it as it
+            was given.
     """
     text, path = str(name), Path(name)
     if not text:
@@ -62,7 +62,7 @@ def local_path(name: Path | str) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether something is there; not so for a name that is too long or lies in a closed folder."""
+    """Whether something is at ``path``; False if the name is too long or the folder is not accessible."""
     try:
         return path.exists()
     except OSError:
@@ -70,7 +70,7 @@ def exists(path: Path) -> bool:
 
 
 def free_name(path: Path) -> Path:
-    """``path``, or where something is there already, the first of ``NAME-2``, ``NAME-3`` … that is free."""
+    """Return ``path``, or if it exists, the first of ``NAME-2``, ``NAME-3`` … that does not."""
     free, number = path, 1
     while exists(free):
         number += 1
@@ -79,16 +79,16 @@ def free_name(path: Path) -> Path:
 
 
 def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequence[Path] = ()) -> Path:
-    """Find out, before any long work, whether a result can be written here.
+    """Check whether a result can be written to ``path``; called before any long work.
 
     Args:
         path: the file to be written.
-        suffixes: endings it may have; any by default.
+        suffixes: allowed endings, in lower case; any by default.
         inputs: files that it must not replace.
 
     Raises:
-        OutputError: the ending is another one; the folder is missing or not writable; the name is that
-            of a directory, a pipe or a device, or of an input.
+        OutputError: the ending is not allowed; the folder is missing or not writable; the name is that of a
+            directory, a pipe, a device or an input.
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
@@ -106,7 +106,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequenc
             raise OutputError(f"{path}: the folder {path.parent} is not writable; choose another one")
         if any(path.exists() and each.exists() and path.samefile(each) for each in inputs):
             raise OutputError(f"{path}: this would replace an input; choose another name")
-    except OSError as error:  # a name too long, a closed folder
+    except OSError as error:  # the name is too long, or the folder not accessible
         raise OutputError(f"{path}: not a usable file name ({said(error)}); choose another one") from None
     except ValueError as error:  # a null character
         raise OutputError(f"{path}: not a usable file name ({error}); choose another one") from None
@@ -114,10 +114,10 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), inputs: Sequenc
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results, and those it lies in, where they are missing.
+    """Create a folder for results and its parents, as far as they are missing.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -127,10 +127,10 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` and move the file into place when the block succeeds.
+    """Yield a temporary name beside ``path``, and move that file to ``path`` when the block succeeds.
 
-    Whatever ends the block early, an interrupt included, removes the temporary file and leaves an
-    existing file at ``path`` as it was.
+    If an error or an interrupt ends the block, the temporary file is removed, and a file that exists at
+    ``path`` does not change.
 
     Raises:
         OutputError: the file cannot be written.

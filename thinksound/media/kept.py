@@ -1,8 +1,9 @@
-"""What the MP4 keeps of its input besides the frames, and what has to be left out.
+"""Collects what the MP4 keeps of its input besides the frames, and names what has to be left out.
 
-Kept are the tags of the file (title, place, creation time, the workflow of a generator, ...), the language
-and name of the video track, chapters, and subtitles made of text. They move with the first frame and end
-with the last one. Dolby Vision records and static HDR metadata travel with the copied track itself.
+The MP4 keeps the tags of the file (title, place, creation time, the workflow of a generator, ...), the
+language and name of the video track, chapters, and text subtitles. Their times are counted from the first
+frame and cut at the end of the last one. Dolby Vision records and static HDR metadata are part of the copied
+track itself.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ if TYPE_CHECKING:
 
 UNIT = Fraction(1, 90_000)  # s; of chapters and subtitles
 
-MAX_TAG = 1 << 20  # characters: the workflow of a generator takes some 100,000
+MAX_TAG = 1 << 20  # characters; the workflow of a generator takes some 100,000
 MAX_TAGS = 256
 MAX_ALL_TAGS = 4 << 20  # characters
-_MAX_CHAPTERS = 255  # what the list of chapters in an MP4 can count
-_MAX_CUES = 5000
+_MAX_CHAPTERS = 255  # the list of chapters in an MP4 counts them in one byte
+_MAX_CUES = 5000  # of one track
 _MAX_CUE = 10_000  # bytes
 
 _TEXT_CODECS = {"mov_text", "subrip", "ass", "webvtt", "text"}
-# Statements about the input's file, which are wrong for the output. A timecode would become a track.
+# Tags that describe the input file and would be wrong in the output. A timecode would become a track.
 _OF_THE_FILE = {ROOM, "major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode"}
 _CONTROL = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _APPLE_LOCATION = "com.apple.quicktime.location.iso6709"
@@ -54,7 +55,7 @@ _DOVI_BOX = re.compile(rb"\0\0\0\x20dv[cvw]C(.{5})", re.DOTALL)
 
 @dataclass(frozen=True)
 class Cue:
-    """One text on screen."""
+    """One subtitle text and when it is shown."""
 
     start: Fraction  # s after the first frame
     end: Fraction
@@ -63,7 +64,7 @@ class Cue:
 
 @dataclass(frozen=True)
 class Subtitles:
-    """A subtitle track that MP4 can hold."""
+    """A subtitle track that MP4 can store."""
 
     template: SubtitleStream
     cues: list[Cue]
@@ -71,13 +72,13 @@ class Subtitles:
 
 @dataclass(frozen=True)
 class Kept:
-    """What goes into the output beside frames and new sound."""
+    """What goes into the output besides the frames and the new sound."""
 
     tags: dict[str, str]  # of the file
     track_tags: dict[str, str]  # of the video track
     chapters: list[Chapter]
     subtitles: list[Subtitles]
-    notes: tuple[str, ...]  # what is replaced, what is left out
+    notes: tuple[str, ...]  # sentences about what is replaced or left out
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class DolbyVision:
     """The two numbers of a Dolby Vision record that decide how a file is labelled."""
 
     profile: int
-    compatibility: int  # 0: nothing but a Dolby Vision decoder shows the right colours
+    compatibility: int  # 0: only a Dolby Vision decoder shows the right colours
 
 
 def find_kept(
@@ -94,11 +95,11 @@ def find_kept(
     """Collect what can be kept of a file.
 
     Args:
-        path: the file; its subtitles are read from it.
+        path: the file; subtitles are read from it.
         container: the same file, open.
         stream: the video track that is used.
-        timeline: of that track.
-        lost: what else is known to be left out, for the note.
+        timeline: the times of that track's frames.
+        lost: names of other things that are left out, for the note.
     """
     tags, dropped = _tags(container.metadata)
     chapters = _chapters(container.chapters(), timeline)
@@ -116,10 +117,10 @@ def find_kept(
 
 
 def dolby_vision(stream: VideoStream) -> DolbyVision | None:
-    """The Dolby Vision record of a track, whatever container it comes from."""
+    """Return the Dolby Vision record of a track in any container; None if there is none."""
     if _codec(stream) not in ("hevc", "av1", "h264"):
         return None
-    # FFmpeg knows it and PyAV does not show it; the header of an MP4 file does.
+    # FFmpeg reads the record, but PyAV does not expose it. The header of an MP4 with this track contains it.
     header = io.BytesIO()
     options = {"movflags": "empty_moov", "strict": "unofficial"}
     try:
@@ -128,7 +129,7 @@ def dolby_vision(stream: VideoStream) -> DolbyVision | None:
             output.start_encoding()
     except av.error.FFmpegError as error:
         check_shortage(error)
-        return None  # its parameters are damaged
+        return None  # the parameters of the track are damaged
     found = _DOVI_BOX.search(header.getvalue())
     return DolbyVision(found[1][2] >> 1, found[1][4] >> 4) if found else None
 
@@ -165,12 +166,12 @@ def add_subtitles(target: OutputContainer, subtitles: Subtitles) -> Iterator[Pac
 
 
 def _tags(metadata: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Tags as they are stored, and a remark on those that are not."""
+    """Return the tags to store, and a remark about those that are dropped."""
     tags: dict[str, str] = {}
     dropped = total = 0
     for name, value in metadata.items():
         key = _CONTROL.sub("", name).strip()
-        key = key.lower() if key.isupper() else key  # Matroska's spelling of the same names
+        key = key.lower() if key.isupper() else key  # Matroska spells the same names in capitals
         base, _, language = key.rpartition("-")
         if not key or key.lower() in _OF_THE_FILE or (len(language) == 3 and metadata.get(base) == value):
             continue
@@ -191,7 +192,7 @@ def _tags(metadata: dict[str, str]) -> tuple[dict[str, str], list[str]]:
 
 def _is_time(text: str) -> bool:
     try:
-        return 1970 <= datetime.fromisoformat(text).year < 2100  # MP4 counts seconds from 1904, in 32 bits
+        return 1970 <= datetime.fromisoformat(text).year < 2100  # MP4 counts seconds since 1904
     except ValueError:
         return False
 
@@ -227,7 +228,11 @@ def _chapters(found: list[Chapter], timeline: Timeline) -> list[Chapter]:
 
 
 def _within(start: Fraction, end: Fraction, timeline: Timeline) -> tuple[Fraction, Fraction] | None:
-    """The part of a stretch of time in which frames are shown, counted from the first one."""
+    """Cut a time span to the one in which frames are shown, and count it from the first frame.
+
+    Returns:
+        None if less than one `UNIT` remains.
+    """
     start, end = max(start - timeline.start, Fraction(0)), min(end, timeline.end) - timeline.start
     return (start, end) if end - start >= UNIT else None
 
@@ -235,7 +240,7 @@ def _within(start: Fraction, end: Fraction, timeline: Timeline) -> tuple[Fractio
 def _read_cues(
     path: Path, stream: VideoStream, wanted: list[SubtitleStream], timeline: Timeline
 ) -> dict[int, list[Cue]]:
-    """The texts of each subtitle track by its index, in order and without overlaps."""
+    """Return the cues of each subtitle track by its index, in order and without overlaps."""
     cues: dict[int, list[Cue]] = {each.index: [] for each in wanted}
     with open_media(path) as container:
         tracks = [container.streams[index] for index in (stream.index, *cues)]
@@ -245,7 +250,7 @@ def _read_cues(
                     continue
                 if packet.dts * packet.time_base > timeline.end:
                     if packet.stream.index == stream.index:
-                        break  # whatever follows is shown later still
+                        break  # all that follows is shown even later
                 elif isinstance(packet.stream, SubtitleStream):
                     cues[packet.stream.index] += _cue(packet, timeline)
         except av.error.FFmpegError as error:
@@ -255,14 +260,14 @@ def _read_cues(
 
 def _cue(packet: Packet[Any], timeline: Timeline) -> Iterator[Cue]:
     unit = packet.time_base
-    assert packet.dts is not None  # looked at before
+    assert packet.dts is not None  # checked by the caller
     start = (packet.dts if packet.pts is None else packet.pts) * unit
     span = _within(start, start + (packet.duration or 0) * unit, timeline)
     if span is None or packet.size > _MAX_CUE:
         return
     if _codec(packet.stream) == "mov_text":
         content = bytes(packet)
-        if content[:2] != b"\0\0":  # a pause, which the muxer makes itself
+        if content[:2] != b"\0\0":  # an empty text is a pause, which the muxer writes itself
             yield Cue(*span, content)
         return
     try:
@@ -276,7 +281,7 @@ def _cue(packet: Packet[Any], timeline: Timeline) -> Iterator[Cue]:
 
 
 def _one_at_a_time(cues: list[Cue]) -> list[Cue]:
-    """The same texts without overlaps, which MP4 cannot store: those shown together become one."""
+    """Merge cues that are shown together into one, because MP4 cannot store overlapping cues."""
     cues = sorted(cues[:_MAX_CUES], key=lambda cue: cue.start)
     if all(before.end <= after.start for before, after in pairwise(cues)):
         return cues
@@ -288,7 +293,7 @@ def _one_at_a_time(cues: list[Cue]) -> list[Cue]:
             shown.append(cues.pop(0))
         if shown and end - start >= UNIT:
             first, *more = (cue.content for cue in shown)
-            texts = [line.split(b",", 8)[-1] for line in more]  # without the eight fields before the text
+            texts = [line.split(b",", 8)[-1] for line in more]  # an ASS line has eight fields before its text
             flat.append(Cue(start, end, b"\\N".join([first, *texts])[:_MAX_CUE]))
     return flat
 
@@ -304,7 +309,7 @@ def _left_out(container: InputContainer, stream: VideoStream) -> Iterator[str]:
             counts["subtitle track", _codec(each)] += 1
         elif each.type == "attachment":
             counts["attachment", ""] += 1
-        elif each.type in ("data", "unknown") and each.discard != Discard.all:  # chapters are discarded ones
+        elif each.type in ("data", "unknown") and each.discard != Discard.all:  # chapter tracks are discarded
             name = "timecode" if "timecode" in each.metadata else each.metadata.get("handler_name", "")
             counts["data track", _CONTROL.sub(" ", name or each.name or "").strip()[:40]] += 1
     for (kind, name), count in counts.items():

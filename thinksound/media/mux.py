@@ -1,10 +1,10 @@
-"""The generated sound under the original picture, as an MP4 file.
+"""Writes an MP4 file with the frames of the input video and the generated sound.
 
-The picture's packets are copied bit for bit where MP4 can hold them, moved in time so that the first
-presented picture is at 0, where the sound starts too. Pictures hidden by an edit list stay hidden:
-those before the first one are kept for the decoder at negative times, those after the last one go.
-Where copying would show something else than the input does, the picture is encoded again as H.264
-and the result says why. Rotation, sample aspect, colour tags and times are the same either way.
+Video packets are copied bit for bit where MP4 can hold them. They are moved in time so that the first
+presented frame is at 0, where the sound starts too. Frames hidden by an edit list stay hidden: those before
+the first presented frame are kept for the decoder at negative times, those after the last one are dropped.
+Where a copy would not show what the input shows, the frames are encoded again as H.264, and the result says
+why. Rotation, sample aspect ratio, colour tags and times are the same either way.
 
 Tags, chapters and text subtitles are kept, see :mod:`thinksound.media.kept`. The input's own sound is
 replaced, and what MP4 cannot hold is left out; notes say so.
@@ -45,32 +45,32 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mp4",)
 
-_COPIED = {"h264", "hevc", "av1", "vp9", "mpeg4"}  # that MP4 holds and players know
+_COPIED = {"h264", "hevc", "av1", "vp9", "mpeg4"}  # codecs that MP4 can hold and players know
 _AAC_BIT_RATE = 192_000
 _AAC_FRAME = 1024  # samples
 _HDR = {16, 18}  # transfer functions PQ and HLG (ITU-T H.273)
-_COARSEST = Fraction(1, 90_000)  # s; unit of the picture's times
-_LISTED = 4  # sizes that a message lists
-# s; tools that copy MP4 files with B-frames, FFmpeg before version 6 among them, take the sample decoded last
-# to be as long as the samples are on average. What is further off would change its length in them.
+_COARSEST = Fraction(1, 90_000)  # s; coarsest unit of the video track's times
+_LISTED = 4  # values that a message lists
+# s; some tools that copy MP4 files with B-frames, such as FFmpeg before version 6, assume that the sample
+# decoded last has the average length. If its length differs by more than this, they change the duration.
 _GUESSED = Fraction(1, 20)
 _ROUNDING = Fraction(1, 1000)  # s; Matroska and Flash store no finer times
 _MUXER = {
     "movflags": "faststart+use_metadata_tags",
-    # Units of the edit list: with the default, 1/1000 s, the end would be up to 22 samples off.
+    # Unit of the edit list: with the default, 1/1000 s, the end would be up to 22 samples off.
     "movie_timescale": "90000",
-    # Lets Dolby Vision records and descriptions of spherical video be written, where there are any.
+    # Needed to write Dolby Vision records and descriptions of spherical video.
     "strict": "unofficial",
 }
 
 
 @dataclass(frozen=True)
 class MuxResult:
-    """What became of the frames, and of what the file held beside them."""
+    """How the frames were written, and what else of the input was changed."""
 
     path: Path
-    copied: bool  # bit for bit
-    reason: str  # why it was encoded again; empty when copied
+    copied: bool  # whether the video packets are the input's, bit for bit
+    reason: str  # why the frames were encoded again; empty when copied
     notes: tuple[str, ...] = ()  # sentences about what was replaced, reduced or left out
 
 
@@ -81,11 +81,11 @@ def mux(
     output: Path | str,
     metadata: Mapping[str, str],
 ) -> MuxResult:
-    """Write the picture of ``video``, up to its cut if it has one, with new sound.
+    """Write the frames of ``video``, up to its cut if it has one, with new sound.
 
     Args:
-        video: as decoded before; its file is read again.
-        pcm16: int16 (channels, A), as long as the picture.
+        video: a decoded video; its file is read again.
+        pcm16: int16 (channels, A), as long as the video.
         sample_rate: in Hz.
         output: an .mp4 file; it appears whole or not at all.
         metadata: texts stored in the file under these names.
@@ -126,7 +126,7 @@ def mux(
         else:
             picture = _copy(target, container, stream, video.info, packets, time_base)
             if dolby and not dolby.compatibility and video.info.codec == "hevc":
-                target.streams.video[0].codec_context.codec_tag = "dvh1"  # other decoders show false colours
+                target.streams.video[0].codec_context.codec_tag = "dvh1"  # others would show wrong colours
         target.streams.video[0].metadata.update(kept.track_tags)
         sound: Iterator[Packet[Any]] = encode_sound(target, pcm16, sample_rate)
         texts = [add_subtitles(target, subtitles) for subtitles in kept.subtitles]
@@ -137,7 +137,7 @@ def mux(
 
 @contextmanager
 def create_mp4(path: Path) -> Iterator[OutputContainer]:
-    """A new MP4 at ``path``, finished when the block ends."""
+    """Open a new MP4 at ``path``; it is finished when the block ends."""
     name = f"file:{path.absolute()}"
     with av.open(name, "w", format="mp4", container_options=_MUXER, metadata_errors="replace") as target:
         yield target
@@ -146,14 +146,14 @@ def create_mp4(path: Path) -> Iterator[OutputContainer]:
 
 
 def decoded_at(packet: Packet[Any]) -> Fraction:
-    """When a packet is decoded, in seconds: the order in which packets are written."""
+    """Return the decoding time of a packet in seconds, by which packets are ordered in the file."""
     assert packet.dts is not None  # encoders and _copy set it
     return packet.dts * packet.time_base
 
 
 @dataclass(frozen=True)
 class _PacketTimes:
-    """When a packet is shown and decoded, and how long, as the muxer wants it, in units of its clock."""
+    """Times of a packet for the muxer, in units of the output's time base."""
 
     pts: int
     dts: int
@@ -161,7 +161,10 @@ class _PacketTimes:
 
 
 def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
-    """Why a copy would not show what the input shows (empty if it does), and the packets to copy."""
+    """Return why a copy would not show what the input shows, and the times of the packets to copy.
+
+    The reason is empty, and the list is not, if a copy is right.
+    """
     timeline = video.timeline
     changes = [] if timeline.constant_shape else [_describe_changes(video)]
     if video.info.codec not in _COPIED:
@@ -170,10 +173,10 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
         return "; ".join(["the video is damaged", *changes]), []
     if changes:
         return changes[0], []
-    shown: list[Fraction] = []  # s; times of the packets to copy
-    stored: list[Fraction | None] = []  # s; when these are decoded
-    visible: list[Fraction] = []  # s
-    surplus = False  # whether frames that must not be shown came up: copying stops before the first
+    shown: list[Fraction] = []  # s; presentation times of the packets to copy
+    stored: list[Fraction | None] = []  # s; their decoding times
+    visible: list[Fraction] = []  # s; presentation times of the frames that the input shows
+    surplus = False  # whether a later frame that must stay hidden was met: copying stops before the first
     with open_video(video.info.path) as (container, stream):
         time_base = _output_time_base(stream.time_base or _COARSEST)
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
@@ -198,7 +201,7 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
                 shown.append(time)
                 stored.append(decoded)
             elif decoded is not None and decoded >= timeline.end:
-                break  # whatever follows is shown later still
+                break  # all that follows is shown even later
     if tuple(sorted(visible)) != timeline.times:
         return "the packets do not correspond to the pictures one to one", []
 
@@ -210,14 +213,14 @@ def _plan_copy(video: DecodedVideo) -> tuple[str, list[_PacketTimes]]:
     dts = _decoding_times(pts, given, end, time_base)
     if dts is None:
         return "its B-frames, copied, would not last as long as the sound", []
-    # The muxer ends the edit list with the packet that ends last. Samples last until the next one is decoded,
-    # so that only the last one takes its length from here.
+    # The muxer ends the edit list with the packet that ends last. A sample lasts until the next one is
+    # decoded, so only the last one takes its duration from here.
     durations = [*(end - time for time in pts[:-1]), dts[-1] - dts[-2]]
     return "", [_PacketTimes(*times) for times in zip(pts, dts, durations, strict=False)]
 
 
 def _describe_changes(video: DecodedVideo) -> str:
-    """What changes from frame to frame, and the one size that all are brought to."""
+    """Say what changes from frame to frame, and to which size all frames are scaled."""
     shapes, canvas = video.timeline.shapes, canvas_of(video.info, video.timeline)
     kinds = {
         "the frame size": [f"{shape.width}x{shape.height}" for shape in shapes],
@@ -241,12 +244,12 @@ def _copy(
     packets: list[_PacketTimes],
     time_base: Fraction,
 ) -> Iterator[Packet[VideoStream]]:
-    """The packets as they are, with other times."""
+    """Add a video stream to ``target`` and return the input's packets with the times of ``packets``."""
     copy = target.add_stream_from_template(stream, opaque=True)
     copy.time_base = time_base
     copy.codec_context.sample_aspect_ratio = info.sample_aspect_ratio
     if info.codec == "hevc" and not _parameters_are_in_band(stream.codec_context.extradata or b""):
-        copy.codec_context.codec_tag = "hvc1"  # the only tag for which QuickTime plays HEVC
+        copy.codec_context.codec_tag = "hvc1"  # QuickTime plays HEVC with no other tag
 
     def moved() -> Iterator[Packet[VideoStream]]:
         source = (packet for packet in container.demux(stream) if packet.size)
@@ -260,32 +263,31 @@ def _copy(
 
 
 def _output_time_base(time_base: Fraction) -> Fraction:
-    """A unit that divides the input's and is at most half a sample of sound."""
+    """Return a time base that divides the input's and is at most half a sample of sound at 44.1 kHz."""
     if time_base.denominator * MAX_DURATION_S >= 2**32:
-        return _COARSEST  # MP4 counts how long a picture stays in 32 bits
+        return _COARSEST  # MP4 stores durations of frames in 32 bits
     return Fraction(1, time_base.denominator * math.ceil(_COARSEST.denominator / time_base.denominator))
 
 
 def _decoding_times(
     shown: list[int], stored: Sequence[int | None], end: int, time_base: Fraction
 ) -> list[int] | None:
-    """When to decode each packet, and at last when the last sample ends on the clock of decoding.
+    """Return the decoding time of each packet, followed by the time at which the last sample ends.
 
-    MP4 stores how long samples last on that clock, and readers take the length of the track from their sum
-    and from the packet that ends last: both must give the length that is presented. Stored times that do
-    are taken as they are. Else a frame is decoded when the one ``delay`` places before it, in the order of
-    presentation, is shown; the smallest delay with which none is late is chosen. Matroska needs this: it
-    stores no decoding times. Where the last frames stay for other times than the first, the last packets are
-    decoded later than that.
+    MP4 stores durations between decoding times. Readers take the length of the track from their sum or from
+    the packet that ends last, so both must give the presented length. The stored times are used if they do.
+    Else a frame is decoded when the frame ``delay`` places before it in presentation order is shown, with the
+    smallest delay that makes no frame late. Matroska needs this, because it stores no decoding times. Where
+    the last frames stay for other times than the first, the last packets are decoded later than that.
 
     Args:
         shown: presentation times in the order of decoding.
         stored: decoding times of the input.
-        end: when the last frame disappears.
+        end: the time when the last frame disappears.
         time_base: unit of all of these, in seconds.
 
     Returns:
-        None if no times were found that give the length.
+        None if no times were found that give the presented length.
     """
     for times in _possible_decoding_times(shown, stored, end):
         ends = [*times, times[0] + end - min(shown)]
@@ -305,8 +307,8 @@ def _possible_decoding_times(shown: list[int], stored: Sequence[int | None], end
     times = [order[0] - step * place for place in range(delay, 0, -1)] + order[: len(order) - delay]
     yield times
     if delay:
-        # Either the frame shown last has a sample as long as it stays, or, where that is too long for the
-        # others to be decoded in time, the packet decoded last ends with the video.
+        # The sample of the frame shown last lasts as long as that frame. Where that leaves too little time to
+        # decode the others, the packet decoded last ends with the video instead.
         lead = max(delay * step, order[-1] - shown[-1])
         yield _decoded_late(times, shown, end, delay, lead, order[-1] - lead, shown.index(order[-1]))
         before = order[max(len(order) - 2 - delay, 0)]
@@ -317,9 +319,10 @@ def _possible_decoding_times(shown: list[int], stored: Sequence[int | None], end
 def _decoded_late(
     times: list[int], shown: list[int], end: int, delay: int, lead: int, last: int, exact: int | None
 ) -> list[int]:
-    """Decoding times from ``lead`` before the first frame to ``last``, near the usual ``times`` in between.
+    """Decoding times from ``lead`` before the first frame to ``last``, close to ``times`` in between.
 
-    No sample lasts beyond ``end`` from the time when it is shown. The one at ``exact`` lasts until then.
+    No sample, counted from its presentation time, lasts beyond ``end``; the one at index ``exact`` lasts
+    exactly until ``end``.
     """
     first = min(shown)
     late = [*(first - lead * place // delay for place in range(delay, 0, -1)), *times[delay:-1], last]
@@ -331,7 +334,7 @@ def _decoded_late(
 
 
 def _lasts(times: list[int], shown: list[int], end: int, time_base: Fraction) -> bool:
-    """Whether packets decoded at ``times`` give the length that is presented, on both clocks."""
+    """Whether packets decoded at ``times`` give the presented length, by both ways of measuring it."""
     durations = [after - time for time, after in pairwise(times)]
     ends = [pts + duration for pts, duration in zip(shown, durations, strict=True)]
     late = durations[-1] - Fraction(sum(durations), len(durations))
@@ -345,14 +348,14 @@ def _lasts(times: list[int], shown: list[int], end: int, time_base: Fraction) ->
 
 
 def _parameters_are_in_band(extradata: bytes) -> bool:
-    """Whether HEVC extradata in the form of MP4 holds no parameter sets, so that packets must."""
+    """Whether HEVC extradata in MP4's form holds no parameter sets, so that the packets must hold them."""
     return len(extradata) > 22 and extradata[0] == 1 and extradata[22] == 0
 
 
 def encode_sound(target: OutputContainer, pcm16: Tensor, sample_rate: int) -> Iterator[Packet[AudioStream]]:
     """Add an AAC stream, mono or stereo, to ``target`` and return its packets.
 
-    The first packet, which primes decoders, lies before 0 and is not heard.
+    The first packet only primes the decoder: it lies before 0 and is not heard.
 
     Args:
         target: the file to be written; its header must not be written yet.

@@ -1,13 +1,14 @@
-"""The frames of a view, picked while a video is decoded.
+"""Picks the frames of a view while a video is decoded.
 
-What "nearest" and "next" mean is told in :class:`thinksound.media.views.View`. A drifting list follows the
+:class:`thinksound.media.views.View` says what "nearest" and "next" mean. A drifting list reproduces the
 reader of published MMAudio instead, frame by frame:
 
-* Its clock starts at 0, not at the first frame, so that the first frame fills whatever comes before it.
-* A tick shows the first frame at its time or after, and the ticks are a running float64 sum of ``1 / fps``.
-  At 25 a second that sum gets ahead of the frames: at 25 fps, tick 6 misses frame 6, and later ones follow.
-* Times are those that the file stores. Frames before 0 or later than the end are skipped, and the last
-  frame is never repeated: a list that falls short makes everything shorter that is computed from it.
+* The clock starts at 0, not at the first frame; the first frame fills the ticks before it.
+* A tick shows the first frame at its time or after it. The tick times are a running float64 sum of
+  ``1 / fps``, whose rounding error grows. At 25 ticks a second the sum becomes larger than the exact times:
+  in a video of 25 fps, tick 6 misses frame 6, and so do later ticks.
+* Times are those that the file stores. Frames before 0 or after the end are skipped. The last frame is never
+  repeated: if a list is too short, all that is computed from it becomes shorter.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from .timeline import TimedFrame
 from .views import View
 
 _GROWTH = 32  # frames (5 MB at 224x224) by which a list's memory grows
-_REORDERED = 16  # frames; H.264 holds back no more, and the times of an AVI are out of order by as many
+_REORDERED = 16  # frames by which the times of an AVI may be out of order; H.264 reorders no more
 
 
 class FrameList(ABC):
     """The frames of one view while a video is decoded, in memory that grows with them."""
 
     def __init__(self, view: View, limit: int) -> None:
-        """``limit``: entries past this one would be cut."""
+        """``limit``: the largest number of entries."""
         self.view = view
         self.count = 0
         self._limit = limit
@@ -40,16 +41,16 @@ class FrameList(ABC):
 
     @property
     def full(self) -> bool:
-        """Whether later frames can change nothing."""
+        """Whether later frames cannot change the list."""
         return self.count >= self._limit
 
     @abstractmethod
     def see(self, frame: TimedFrame, rgb: Callable[[], np.ndarray]) -> None:
-        """A frame appears; ``rgb`` gives its pixels, for frames that are picked."""
+        """Take the next frame in; ``rgb`` returns its pixels and is called only if the frame is picked."""
 
     @abstractmethod
     def finish(self, count: int) -> Tensor:
-        """All entries, cut or extended to ``count``: uint8 (count, size, size, 3)."""
+        """Return all entries, cut or extended to ``count``: uint8 (count, size, size, 3)."""
 
     def _append(self, rgb: Callable[[], np.ndarray], repeats: int) -> None:
         repeats = min(repeats, self._limit - self.count)
@@ -59,7 +60,7 @@ class FrameList(ABC):
     def _write(self, pixels: np.ndarray, repeats: int) -> None:
         count = self.count + repeats
         if count > len(self._entries):
-            # In place: the pages are moved, not copied.
+            # Resizing in place lets the system move memory pages instead of copying them.
             self._entries.resize((count + _GROWTH, *self._entries.shape[1:]), refcheck=False)
         self._entries[self.count : count] = pixels
         self.count = count
@@ -70,9 +71,9 @@ class FrameList(ABC):
 
 
 class NearestFrames(FrameList):
-    """Picks the last frame that fell on each tick or before."""
+    """Picks for each tick the last frame that fell on it or before it."""
 
-    _tick = 0  # on which the frame on screen fell
+    _tick = 0  # that the frame on screen fell on
     _rgb: Callable[[], np.ndarray] | None = None  # of the frame on screen
 
     def see(self, frame: TimedFrame, rgb: Callable[[], np.ndarray]) -> None:
@@ -91,14 +92,14 @@ class NearestFrames(FrameList):
 
 
 class NextFrames(FrameList):
-    """Picks the first frame at the time of each tick or after it."""
+    """Picks for each tick the first frame at its time or after it."""
 
-    _start: Fraction | None = None  # s; of the first frame, and of the first tick
-    _rgb: Callable[[], np.ndarray] | None = None  # of the last frame that counts
-    _over = False
+    _start: Fraction | None = None  # s; time of the first frame, and of the first tick
+    _rgb: Callable[[], np.ndarray] | None = None  # of the last frame up to the cut
+    _over = False  # whether a frame after the cut was seen
 
     def __init__(self, view: View, limit: int, cut: Fraction | None) -> None:
-        """``cut``: seconds after the first frame; frames later than that are not seen."""
+        """``cut``: seconds after the first frame; later frames are ignored."""
         super().__init__(view, limit)
         self._cut = cut
 
@@ -124,10 +125,10 @@ class NextFrames(FrameList):
 
 
 class DriftingFrames(FrameList):
-    """Picks as the reader of published MMAudio does."""
+    """Picks the frames that the reader of published MMAudio picks."""
 
     def __init__(self, view: View, until_s: float) -> None:
-        """``until_s``: frames later than that on the clock of the file are not seen."""
+        """``until_s``: time on the file's clock; later frames are ignored."""
         super().__init__(view, math.ceil(view.fps * until_s))
         self._until_s = until_s
         self._tick_s = 0.0
@@ -156,7 +157,7 @@ class DriftingFrames(FrameList):
 
 
 def frame_list(view: View, limit_s: float, cut: Fraction | None, drifting: bool) -> FrameList:
-    """An empty list for a view of a video of at most ``limit_s`` seconds, cut or not."""
+    """Return an empty list for a view of a video of at most ``limit_s`` seconds; ``cut`` is in seconds."""
     if drifting:
         return DriftingFrames(view, limit_s)
     limit = view.count(limit_s)

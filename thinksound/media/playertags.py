@@ -1,9 +1,9 @@
-"""Titles and the like where ordinary players look for them in an MP4.
+"""Stores titles and other tags where ordinary players look for them in an MP4.
 
-FFmpeg's muxer writes tags either under names of any kind or as the atoms that iTunes brought in, which
-players and file managers read. Here the finished file gets both, in place: ``moov/udta/meta`` with the
-atoms, ``moov/meta`` with all names, where the QuickTime File Format has them. The muxer makes the room by
-storing one more tag, so nothing else in the file moves.
+FFmpeg's muxer writes tags either under any name, or as the atoms introduced by iTunes, which players and
+file managers read. This module gives the finished file both, in place: the atoms in ``moov/udta/meta``, and
+all names in ``moov/meta``, where the QuickTime File Format has them. The muxer stores one extra tag, whose
+room is used, so that nothing else in the file moves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import av
 
 from .editlist import _boxes
 
-ROOM = "thinksound.room"  # the name of the tag that makes the room; it is gone in the end
+ROOM = "thinksound.room"  # name of the extra tag that makes room; the finished file does not have it
 
 _ATOMS = {
     "title": b"\xa9nam",
@@ -35,13 +35,13 @@ _UNDETERMINED = 0x55C4  # the language code "und"
 
 
 def room(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tag to store beside ``tags`` so that :func:`write_player_tags` finds room; none if not needed."""
+    """Return the extra tag that makes room for :func:`write_player_tags`; empty if none is needed."""
     atoms = _player_atoms(tags)
     return {ROOM: "x" * (len(atoms) + 64)} if atoms else {}
 
 
 def write_player_tags(path: Path, tags: Mapping[str, str]) -> None:
-    """Rewrite the tags of a finished MP4 for which room was made."""
+    """Rewrite ``tags`` in a finished MP4 that holds the tag of :func:`room`."""
     major, minor, micro = av.library_versions["libavformat"]
     tags = {
         **{key: text for key, text in tags.items() if key != ROOM},

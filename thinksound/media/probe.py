@@ -1,7 +1,7 @@
-"""What a video file contains, found by opening it and decoding its first picture.
+"""Opens video files and describes what they contain, after decoding the first frame.
 
-A name is always opened as a local file, whatever it looks like, and only containers that keep
-everything in one file are opened at all: a playlist cannot make the decoder read other files.
+A name is always opened as a local file, even if it looks like a URL. Only containers that keep everything in
+one file are opened, so that a playlist cannot make the decoder read other files.
 """
 
 from __future__ import annotations
@@ -30,60 +30,60 @@ from .files import local_path
 from .shortage import check_room, check_shortage, said, shortages_named
 
 MAX_SIDE = 16_384  # pixels
-# Of a frame: 8192x4352, the largest of H.264, HEVC, VP9 and AV1 levels. It bounds the memory of a request.
+# Of a frame: 8192x4352, the largest in the levels of H.264, HEVC, VP9 and AV1. Bounds a request's memory.
 MAX_PIXELS = 35_651_584
 MAX_FRAME_BYTES = 4 * MAX_PIXELS  # such as 8-bit RGBA or 10-bit 4:2:2 of that size
 MIN_SIDE = 4  # pixels
 MAX_ASPECT = 32  # long side over short side
 
-SOFTWARE = "thinksound-cog"  # how the tag "software" of our results begins
+SOFTWARE = "thinksound-cog"  # the tag "software" of our results begins with this
 
-_LONGEST_CLAIM_S = 1e6  # twelve days; a container that claims more is not believed
+_LONGEST_CLAIM_S = 1e6  # twelve days; a longer claimed duration is ignored
 _DURATION_TAG = re.compile(r"(\d{1,3}):([0-5]?\d):([0-5]?\d(?:\.\d{1,9})?)", re.ASCII)
 
-# FFmpeg demuxers that read one file and nothing else. Text, playlists (hls, dash, concat), picture
-# sequences, devices and scripts are left out.
+# FFmpeg demuxers that read one file only. Text, playlists (hls, dash, concat), image sequences, devices and
+# scripts are left out.
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,mpegvideo,h264,hevc,vvc,av1,obu,ivf,"
     "m4v,h263,vc1,vc1test,dirac,mjpeg,gif,apng,asf,ogg,mxf,gxf,dv,rm,wtv,nut,nsv,nuv,swf,roq,yuv4mpegpipe,"
-    # audio alone, to be told apart from files that are damaged
+    # sound only; opened so that the message can say so instead of "damaged"
     "mp3,wav,w64,flac,aac,ac3,eac3,aiff,amr,au,caf,ape,wv,dts,truehd,mpc,mpc8,tta"
 )
-# Of HEIF and AVIF files. Those with a track as well (often avis, hevc, hevx, msf1) may move.
+# Brands of HEIF and AVIF files. Those with a track (often avis, hevc, hevx, msf1) may hold moving frames.
 _PICTURE_BRANDS = {"avif", "avis", "heic", "heix", "hevc", "hevx", "heim", "heis", "mif1", "msf1"}
 _GIVE = "give a file such as MP4, MOV, MKV, WebM or GIF"
 _AGAIN = "copy or export the file again"
-_BIG_FRAMES = 64 * 2**20  # bytes; what the threads of a decoder may hold at once
+_BIG_FRAMES = 64 * 2**20  # bytes that the threads of a decoder may hold at once
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
-# A track with fewer frames than _FEW is a cover beside one that has _FEW times as many.
+# A track with fewer frames than _FEW is a cover if another track has _FEW times as many.
 _FEW = 10
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known about a video after its first picture was decoded."""
+    """What is known about a video after its first frame was decoded."""
 
     path: Path
     container: str  # FFmpeg's name, e.g. "mov,mp4,m4a,3gp,3g2,mj2"
     codec: str
     width: int  # as stored, before rotation
     height: int
-    rotation: int  # 0, 90, 180, 270; np.rot90(picture, rotation // 90) turns it upright
+    rotation: int  # 0, 90, 180, 270; np.rot90(frame, rotation // 90) turns it upright
     pixel_format: str
     sample_aspect_ratio: Fraction  # width of one pixel over its height
-    average_rate: Fraction | None  # pictures per second as the container claims
-    container_duration_s: float | None  # a claim that may count sound and hidden pictures
-    announced_end_s: float | None  # when the pictures end, where the container says so for them alone
+    average_rate: Fraction | None  # frames per second as the container claims
+    container_duration_s: float | None  # as the container claims; may include sound and hidden frames
+    announced_end_s: float | None  # end of the video track, where the container states it separately
     streams: tuple[str, ...]  # one description per stream
-    choice: str  # which of several moving tracks this is, as a sentence; empty where there is one
-    version: tuple[int, int]  # of the file: its size and time of change
+    choice: str  # sentence that says which of several moving tracks is used; empty if there is only one
+    version: tuple[int, int]  # of the file: size in bytes, time of its last change in ns
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """Look into a video file.
+    """Describe a video file.
 
     Raises:
-        MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
+        MediaError: the file is missing or damaged, or has no moving frames of a usable size.
     """
     with open_video(path) as (container, stream):
         version = file_version(Path(path))
@@ -94,7 +94,7 @@ def probe(path: Path | str) -> VideoInfo:
 def describe_video(
     path: Path, container: InputContainer, stream: VideoStream, frame: VideoFrame, version: tuple[int, int]
 ) -> VideoInfo:
-    """What is known of an open video whose first picture is ``frame``, and which was of ``version``."""
+    """Describe an open video with the first frame ``frame``; ``version`` is that of the file when opened."""
     moving = choose_moving(path, container)
     return VideoInfo(
         path=path,
@@ -118,7 +118,7 @@ def describe_video(
 
 
 def check_unchanged(info: VideoInfo) -> None:
-    """Find out whether a video that was read before is still the same.
+    """Check that a video that was read before is still the same.
 
     Raises:
         MediaError: the file was removed or changed.
@@ -129,7 +129,7 @@ def check_unchanged(info: VideoInfo) -> None:
 
 
 def is_own_result(path: Path | str) -> bool:
-    """Whether a file says that this package made it; not so if it cannot be opened."""
+    """Whether the tags of a file say that this package made it; False if it cannot be opened."""
     try:
         with open_media(path) as container:
             return container.metadata.get("software", "").startswith(SOFTWARE)
@@ -138,30 +138,30 @@ def is_own_result(path: Path | str) -> bool:
 
 
 def file_version(path: Path) -> tuple[int, int]:
-    """What changes when a file does: its size and time of change."""
+    """Return size in bytes and time of the last change in ns, which differ when a file has changed."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def frame_rotation(frame: VideoFrame) -> int:
-    """Quarter turns of a decoded picture, in degrees as :attr:`VideoInfo.rotation` counts them."""
+    """Return the rotation of a decoded frame in degrees, as in :attr:`VideoInfo.rotation`."""
     return round(frame.rotation / 90) % 4 * 90
 
 
 @contextmanager
 def open_media(path: Path | str) -> Iterator[InputContainer]:
-    """Open a file of pictures or sound.
+    """Open a video or sound file.
 
     Raises:
         MediaError: the file is missing or damaged.
-        PlacementError: memory runs out, also in the block.
+        PlacementError: out of memory, also inside the block.
     """
     path = local_path(path)
     _check_file(path)
     with shortages_named(path):
         try:
             container = av.open(
-                # The prefix keeps "http:x.mp4" or "-i.mp4" a file name.
+                # With this prefix, "http:x.mp4" or "-i.mp4" is still a file name.
                 f"file:{path.absolute()}",
                 mode="r",
                 options={
@@ -183,10 +183,11 @@ def open_media(path: Path | str) -> Iterator[InputContainer]:
 
 @contextmanager
 def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and choose its moving pictures.
+    """Open a file and choose its video track.
 
     Raises:
-        MediaError: the file is missing, damaged, or holds no moving pictures of a usable size.
+        MediaError: the file is missing or damaged, or has no moving frames of a usable size.
+        PlacementError: out of memory, also inside the block.
     """
     path = local_path(path)
     with open_media(path) as container:
@@ -202,7 +203,7 @@ def open_video(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]
             )
         stream.thread_type = "AUTO"
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        # Each thread may hold a frame; the result is the same with any number.
+        # Each thread may hold a frame. The result does not depend on the number of threads.
         threads = max(1, min(_BIG_FRAMES // size, _available_threads()))
         stream.codec_context.thread_count = threads
         yield container, stream
@@ -216,27 +217,27 @@ def frame_bytes(stream: VideoStream) -> int:
 
 
 def decoding_bytes(stream: VideoStream) -> int:
-    """Memory that decoding one more packet may take, in bytes: generous, not a measurement."""
+    """Memory that decoding one more packet may take, in bytes: a generous estimate."""
     return frame_bytes(stream) * (stream.codec_context.thread_count + 3) + 2**24
 
 
 def _available_threads() -> int:
-    """As many as FFmpeg starts by itself: one more than this process has cores, 16 at most."""
+    """The number of threads that FFmpeg starts by itself: one more than usable cores, 16 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores + 1, 16) if cores > 1 else 1
 
 
 def moving_streams(container: InputContainer) -> list[VideoStream]:
-    """The streams of moving pictures in a file, without cover pictures and thumbnails."""
+    """The video streams of a file, without cover pictures and thumbnails."""
     return [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
 
 
 def choose_moving(path: Path, container: InputContainer) -> list[VideoStream]:
-    """The video tracks that move, the one to use first.
+    """Return the video tracks that move; the first of them is the one to use.
 
-    That is the one that players show: the first that is marked as default, or else the first. A cover
-    or a title stored as an ordinary track, which has one frame or a few, comes up only where nothing
-    else moves. Where the container does not count frames, a part of the file is read to count them.
+    It is the one that players show: the first one marked as default, or else the first. A cover or a title
+    stored as an ordinary track, with one frame or a few, is returned only if nothing else moves. If the
+    container does not say how many frames a track has, a part of the file is read to count them.
     """
     streams = moving_streams(container)
     streams = [stream for stream in streams if stream.codec_context is not None] or streams
@@ -244,19 +245,19 @@ def choose_moving(path: Path, container: InputContainer) -> list[VideoStream]:
     if len(streams) < 2:
         return streams
     counts = {stream.index: stream.frames for stream in streams}
-    if not container.format.name.startswith("mov") or not all(counts.values()):  # fragments are not counted
+    if not container.format.name.startswith("mov") or not all(counts.values()):  # 0 in fragmented files
         counts = _count_frames(path, [stream.index for stream in streams])
     most = max(counts.values())
     moving = [
         stream for stream in streams if counts[stream.index] >= _FEW or 1 < counts[stream.index] > most / _FEW
     ]
     if container.metadata.get("major_brand", "").strip() in _PICTURE_BRANDS:
-        moving = moving[:1]  # the other one is its transparency
+        moving = moving[:1]  # the other one holds its transparency
     return moving or sorted(streams, key=lambda stream: -counts[stream.index])[:1]
 
 
 def _count_frames(path: Path, tracks: list[int]) -> dict[int, int]:
-    """Frames of each track, counted until the first of them has not few, or another one far more."""
+    """Count the frames of each track, until the first track has `_FEW` or any has `_FEW` squared."""
     counts = dict.fromkeys(tracks, 0)
     try:
         with open_media(path) as container:
@@ -266,13 +267,13 @@ def _count_frames(path: Path, tracks: list[int]) -> dict[int, int]:
                 if counts[tracks[0]] >= _FEW or max(counts.values()) >= _FEW**2:
                     break
     except av.error.FFmpegError as error:
-        check_shortage(error)  # else damaged: decoding will tell
+        check_shortage(error)  # else the file is damaged; decoding finds out
     return counts
 
 
 def _check_file(path: Path) -> None:
     try:
-        # Libraries that are loaded later need the whole path, and fail where the system finds it too long.
+        # Libraries called later need the absolute path, and fail if it is too long for the system.
         place = path.absolute()
         if place.is_dir():
             raise MediaError(f"{path}: this is a directory; give one video file")
@@ -282,7 +283,7 @@ def _check_file(path: Path) -> None:
             raise MediaError(f"{path}: not a regular file; save the video to a file first")
         if place.stat().st_size == 0:
             raise MediaError(f"{path}: the file is empty (0 bytes); give a video file")
-    except OSError as error:  # a name too long, a closed folder
+    except OSError as error:  # the name is too long, or the folder not accessible
         too_long = error.errno == errno.ENAMETOOLONG
         shorten = ", or move the file to a folder with a shorter path" if too_long else ""
         raise MediaError(f"{path}: cannot be opened ({said(error)}); check the name{shorten}") from None
@@ -291,7 +292,7 @@ def _check_file(path: Path) -> None:
 
 
 def _why_unreadable(path: Path) -> str:
-    # Pillow knows more picture formats than we accept containers; used on this path only.
+    # Imported here because only this message needs it: Pillow recognises image files.
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -345,7 +346,7 @@ def _moving_pictures(path: Path, container: InputContainer) -> VideoStream:
 def _size(path: Path, container: InputContainer, stream: VideoStream) -> tuple[int, int]:
     context = stream.codec_context
     if not context.width and container.format.name in ("gif", "apng"):
-        # Larger than the decoder was allowed to open; these two allocate nothing to find it.
+        # The frames are larger than max_pixels allowed. These two formats give the size without decoding.
         with av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file"}) as unlimited:
             context = unlimited.streams.video[0].codec_context
             return context.width, context.height
@@ -360,7 +361,7 @@ def _is_single_packet(path: Path) -> bool:
             return next(packets, None) is None
     except av.error.FFmpegError as error:
         check_shortage(error)
-        return False  # damaged: decoding will tell
+        return False  # the file is damaged; decoding finds out
 
 
 def _choice(path: Path, moving: list[VideoStream]) -> str:
@@ -392,13 +393,13 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 def is_too_large(stream: VideoStream) -> bool:
-    """Whether the frame that a decoder refused just now was larger than allowed."""
-    # Some decoders keep the size that they refused, others forget it.
+    """Whether the frame that the decoder has just refused was larger than allowed."""
+    # Some decoders keep the size that they refused, others reset it to 0.
     return not 0 < stream.codec_context.width * stream.codec_context.height <= MAX_PIXELS
 
 
 def refuse_growth(path: Path) -> NoReturn:
-    """Raise for a video whose frames become larger than allowed."""
+    """Raise `MediaError` for a video whose frames become larger than allowed."""
     raise _too_large(path)
 
 
@@ -409,10 +410,10 @@ def _too_large(path: Path) -> MediaError:
 
 
 def first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
-    """The first picture of a video that was opened just now.
+    """Decode the first frame of a video that has just been opened.
 
     Raises:
-        MediaError: none decodes.
+        MediaError: no frame decodes.
     """
     too_large = False
     try:
@@ -424,7 +425,7 @@ def first_frame(path: Path, container: InputContainer, stream: VideoStream) -> V
             except av.error.FFmpegError as error:
                 check_shortage(error, room)
                 too_large = is_too_large(stream)
-                continue  # a damaged beginning: later packets may decode
+                continue  # the beginning is damaged; later packets may decode
             if frames:
                 return frames[0]
     except av.error.FFmpegError as error:
@@ -433,14 +434,14 @@ def first_frame(path: Path, container: InputContainer, stream: VideoStream) -> V
 
 
 def undecodable(path: Path, too_large: bool) -> MediaError:
-    """What is to be said of a video of which no picture decodes, some of them because of their size."""
+    """Return the error for a video of which no frame decodes; ``too_large``: because of their size."""
     if too_large:
         return _too_large(path)
     return MediaError(f"{path}: damaged (no picture can be decoded); {_AGAIN}")
 
 
 def claimed_duration(container: InputContainer) -> float | None:
-    """Seconds that a container claims to last, if that can be true."""
+    """Return the duration in seconds that a container claims; None if it is missing or implausible."""
     seconds = (container.duration or 0) / av.time_base
     return seconds if 0 < seconds <= _LONGEST_CLAIM_S else None
 
@@ -465,5 +466,5 @@ def _describe(stream: Stream) -> str:
         return f"video: {stream.name} {stream.width}x{stream.height} {stream.pix_fmt}{fps}{cover}"
     if isinstance(stream, av.AudioStream) and stream.codec_context is not None:
         return f"audio: {stream.name} {stream.rate} Hz, {stream.layout.name}"
-    # The name of an attachment is that of a file.
+    # The name of an attachment is a file name, which may hold any characters.
     return f"{stream.type}: {printable(getattr(stream, 'name', None) or 'unknown')}"

@@ -1,8 +1,8 @@
-"""Shortages of the system (memory, threads, open files), told apart from damaged files.
+"""Tells shortages of the system (memory, threads, open files) apart from damaged files.
 
-FFmpeg's decoders skip what they cannot decode, whatever the cause: where memory runs out, frames are
-missing and the error, if there is one, speaks of invalid data. So room is asked for before each step,
-and every error of FFmpeg is looked at before it is taken for damage.
+FFmpeg's decoders skip what they cannot decode, whatever the cause: when memory runs out, frames are missing,
+and the error, if there is one, says "invalid data". So the callers check before each step that memory can be
+allocated, and check every error of FFmpeg for a shortage before they treat it as damage.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import av
 
 from ..errors import MediaError, PlacementError
 
-_LARGEST = 2**31  # bytes; FFmpeg calls it a lack of memory, too, where a damaged file asks for more
-# What the system says while a file is read that is not the file's fault. Demuxers use other codes
-# (EINVAL, EPERM, EAGAIN ...) for damage as well.
+_LARGEST = 2**31  # bytes; FFmpeg also reports a lack of memory when a damaged file asks for more than this
+# Error codes of the system that are not the file's fault. Demuxers use others (EINVAL, EPERM, EAGAIN ...)
+# for damage as well.
 _SYSTEM = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE}
 _WELL = "try again when the system is well"
 _THREAD = "a thread could not be started"
-# Of RuntimeError, by which PyTorch and Python's threads say it.
+# Parts of the messages of RuntimeError with which PyTorch and Python's threads report a shortage.
 _MEMORY_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "can't start new thread")
 
 
 class ReadError(Exception):
-    """The system could not read from a file; the message is its own."""
+    """The system could not read from a file; the message is the system's."""
 
 
 def check_room(size: int) -> None:
-    """Find out whether ``size`` bytes can be allocated, without using them.
+    """Check that ``size`` bytes can be allocated, without using them.
 
     Raises:
-        MemoryError: they cannot.
+        MemoryError: they cannot be allocated.
     """
     try:
         mmap.mmap(-1, size).close()
@@ -45,14 +45,14 @@ def check_room(size: int) -> None:
 
 
 def check_shortage(error: av.error.FFmpegError, room: int = 0) -> None:
-    """Return where an error of FFmpeg may mean a damaged file.
+    """Raise if an error of FFmpeg comes from a shortage; return if it may mean a damaged file.
 
     Args:
-        error: what FFmpeg said.
-        room: bytes that the step needs at most.
+        error: an error raised by PyAV.
+        room: bytes that the failed step needs at most.
 
     Raises:
-        MemoryError: memory, or threads, had run out.
+        MemoryError: memory or threads ran out.
         ReadError: the system failed in another way.
     """
     if error.errno in _SYSTEM:
@@ -64,11 +64,11 @@ def check_shortage(error: av.error.FFmpegError, room: int = 0) -> None:
 
 @contextmanager
 def shortages_named(path: Path) -> Iterator[None]:
-    """Turn shortages inside of the block into errors for the user.
+    """Turn shortages inside the block into errors for the user.
 
     Raises:
         PlacementError: out of memory.
-        MediaError: the file cannot be read for another reason that lies in the system.
+        MediaError: the system cannot read the file for another reason.
     """
     try:
         yield
@@ -76,7 +76,7 @@ def shortages_named(path: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError, SystemError) as error:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in _MEMORY_WORDS):
             raise
-        if isinstance(error, SystemError):  # an extension module that found no memory for its own error
+        if isinstance(error, SystemError):  # from an extension module that had no memory for its own error
             try:
                 check_room(2**24)
             except MemoryError:
@@ -84,7 +84,7 @@ def shortages_named(path: Path) -> Iterator[None]:
             else:
                 raise
         why = f" ({_THREAD})" if _THREAD in str(error) or "new thread" in str(error) else ""
-        # The frames that failed hold pixels, and the error that we raise holds those frames.
+        # The traceback's stack frames hold pixels; without this, the error raised below would keep them.
         traceback.clear_frames(error.__traceback__)
     except ReadError as error:
         raise MediaError(f"{path}: cannot be read ({error}); {_WELL}") from None
@@ -98,6 +98,6 @@ def shortages_named(path: Path) -> Iterator[None]:
 
 
 def said(error: OSError | av.error.FFmpegError) -> str:
-    """The system's words for an error, in lower case."""
+    """Return the system's words for an error; the first letter is in lower case."""
     words = error.strerror or str(error)
     return words[:1].lower() + words[1:]

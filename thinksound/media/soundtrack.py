@@ -1,4 +1,4 @@
-"""The sound of a file, with or without pictures, as a waveform at the rate that is wanted."""
+"""Reads the sound of a video or sound file as a waveform at a given sample rate."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..errors import MediaError
 from .probe import moving_streams, open_media
 from .shortage import check_shortage
 
-_GAP_S = 0.05  # a larger step in the times is a gap, a smaller one the rounding of the container
+_GAP_S = 0.05  # a larger step in the times is a gap; a smaller one comes from rounding in the container
 
 
 @dataclass(frozen=True)
 class Soundtrack:
     """The sound of one file."""
 
-    waveform: Tensor  # (2, A) float32; a mono file has it twice
-    start_s: float  # time of the first sample on the clock of the file's pictures
-    has_pictures: bool  # whether there are moving ones beside it
+    waveform: Tensor  # (2, A) float32; a mono file gives two equal channels
+    start_s: float  # time of the first sample on the file's clock, which its video track uses too
+    has_pictures: bool  # whether the file also has a moving video track
 
     def part(self, start_s: float, samples: int, sample_rate: int) -> Tensor:
-        """``(2, samples)`` from the time ``start_s`` on; silence where there is no sound."""
+        """Return ``(2, samples)`` from ``start_s`` (s) on, with silence where there is no sound."""
         first = round((start_s - self.start_s) * sample_rate)
         part = torch.zeros(2, samples)
         begin, end = max(first, 0), min(first + samples, self.waveform.shape[1])
@@ -42,15 +42,16 @@ class Soundtrack:
 
 
 def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack:
-    """Read the sound of a file: of several, the one that is marked as default, or else the first.
+    """Read the sound of a file; of several tracks the one marked as default, or else the first.
 
     Args:
-        path: a video or audio file.
-        sample_rate: Hz, to which the sound is resampled.
-        limit_s: seconds after which reading stops.
+        path: a video or sound file.
+        sample_rate: in Hz; the sound is resampled to it.
+        limit_s: seconds of sound after which reading stops.
 
     Raises:
         MediaError: the file is missing or damaged, or has no sound.
+        PlacementError: out of memory.
     """
     with open_media(path) as container:
         stream = _sound_stream(container)
@@ -58,9 +59,9 @@ def read_sound(path: Path | str, sample_rate: int, limit_s: float) -> Soundtrack
             count = len(container.streams.video)
             found = f"{count} video stream{'s' * (count != 1)} found"
             raise MediaError(f"{path}: no sound that can be read ({found}); give a file with sound")
-        runs: list[tuple[float, np.ndarray]] = []  # time and samples (2, n) of each unbroken stretch
+        runs: list[tuple[float, np.ndarray]] = []  # time and samples (2, n) of each stretch without a gap
         resampler: _Resampler | None = None
-        end_s = 0.0  # of what was decoded
+        end_s = 0.0  # of the sound decoded so far
         for frame in _frames(Path(path), container, stream, limit_s):
             time_s = float(frame.time) if frame.time is not None else end_s
             if resampler is not None and time_s < end_s - _GAP_S:
@@ -93,8 +94,12 @@ def _sound_stream(container: InputContainer) -> AudioStream | None:
 def _frames(
     path: Path, container: InputContainer, stream: AudioStream, limit_s: float
 ) -> Iterator[AudioFrame]:
-    """Decoded pieces of sound. What cannot be decoded may lie before or after them, not in between."""
-    end_s: float | None = None  # when to stop; known from the first piece on
+    """Yield decoded pieces of sound.
+
+    Raises:
+        MediaError: a part between two decoded pieces cannot be decoded.
+    """
+    end_s: float | None = None  # when to stop; known once the first piece is decoded
     lost = False
     for packet in _packets(container, stream):
         try:
@@ -126,7 +131,7 @@ def _packets(container: InputContainer, stream: AudioStream) -> Iterator[Packet[
 
 
 class _Resampler:
-    """One unbroken stretch of sound of one kind."""
+    """Resamples one stretch of sound without a gap or a change of format."""
 
     def __init__(self, first: AudioFrame, time_s: float, sample_rate: int) -> None:
         self._kind = _kind(first)
@@ -144,7 +149,7 @@ class _Resampler:
         self._parts += [part.to_ndarray() for part in self._resampler.resample(frame)]
 
     def finish(self) -> tuple[float, np.ndarray]:
-        """Its time in seconds and its samples, (2, n)."""
+        """Return the start of the stretch in seconds, and its samples (2, n)."""
         self._parts += [part.to_ndarray() for part in self._resampler.resample(None)]
         samples = np.concatenate(self._parts, axis=1)
         return self._time_s, np.broadcast_to(samples, (2, samples.shape[1])).copy()

@@ -1,4 +1,4 @@
-"""Still images: read as the encoders see them, and written as a video that shows one image."""
+"""Reads still images, and writes videos that show one image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _X264 = {"crf": "18", "preset": "fast", "tune": "stillimage", "bf": "0"}
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """The pixels of an image, upright: uint8 (height, width, 3). Of an animation the first frame.
+    """Return the pixels of an image, upright: uint8 (height, width, 3); of an animation, the first frame.
 
     Transparency is dropped, as MMAudio does: the colours beneath are seen.
 
@@ -75,7 +75,7 @@ def write_still(
     output: Path | str,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write an MP4 that shows one image as long as its sound lasts.
+    """Write an MP4 that shows one image for as long as its sound lasts.
 
     Args:
         image: uint8 (height, width, 3).
@@ -98,7 +98,7 @@ def write_still(
 
 
 def _encode(target: OutputContainer, image: np.ndarray, duration: Fraction) -> Iterator[Packet[Any]]:
-    """Add a picture stream to ``target`` and return its packets."""
+    """Add a video stream that shows ``image`` for ``duration`` (s) to ``target``; return its packets."""
     height, width = (side + side % 2 for side in image.shape[:2])  # 4:2:0 needs even sides
     padded = np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), "edge")
     stream = target.add_stream("libx264", rate=FPS, options=_X264)

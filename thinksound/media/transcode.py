@@ -1,8 +1,8 @@
-"""Pictures encoded again as H.264, for inputs whose packets MP4 cannot hold.
+"""Encodes frames again as H.264, for inputs whose packets cannot be copied into MP4.
 
-Every presented picture is kept at its time. Interlaced pictures are deinterlaced, odd sizes gain a
-copy of their last row or column. Where the size, the sample aspect or the rotation changes, all frames are
-scaled to fit one canvas on which none loses detail, with black borders.
+Every presented frame keeps its time. Interlaced frames are deinterlaced; odd sizes gain a copy of their last
+row or column. Where size, sample aspect ratio or rotation change, all frames are scaled to fit one canvas on
+which none loses detail, with black borders.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from .probe import VideoInfo
 from .shortage import check_room, check_shortage
 from .timeline import FrameShape, TimedFrame, Timeline
 
-# Visually lossless at usual distances. Without B-frames, decoding and presentation times agree.
+# Visually lossless at usual viewing distances. Without B-frames, decoding and presentation times agree.
 _X264 = {"crf": "18", "preset": "fast", "bf": "0"}
-# Above 4K, the forty frames that the encoder looks ahead would take gigabytes, and so would a frame for each
-# core: the threads share one instead.
+# Above 4K, a look-ahead of forty frames would take gigabytes, and so would one frame for each core. So there
+# is no look-ahead, and the threads share one frame.
 _LARGE = 4096 * 2304  # pixels
 _X264_LARGE = {"rc-lookahead": "0", "refs": "1", "x264-params": "sliced-threads=1"}
-_BYTES = 12  # per pixel, of the frames that one step may need: generous, not a measurement
+_BYTES = 12  # per pixel, for the frames that one step may need: a generous estimate
 _TURNS: dict[int, list[tuple[str, ...]]] = {  # filters that turn a frame upright, by its rotation
     0: [],
     90: [("transpose", "cclock")],
     180: [("hflip",), ("vflip",)],
     270: [("transpose", "clock")],
 }
-_MOST_PIXELS = 4096 * 4096  # of a canvas, unless one frame alone has more
-_YUV = "yuv420p"  # the one pixel format that every player shows
+_MOST_PIXELS = 4096 * 4096  # of a canvas, unless a single frame has more
+_YUV = "yuv420p"  # the only pixel format that every player shows
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What all encoded frames are brought to."""
+    """The size and form that all encoded frames get."""
 
     width: int  # even, as 4:2:0 needs it
     height: int
     sample_aspect_ratio: Fraction
-    fits: bool  # whether frames are scaled to fit, with black borders; else all have this size, or one less
-    turns: bool  # whether frames are turned upright; else players do it
-    squares: bool  # whether frames get square pixels
+    fits: bool  # whether frames are scaled to fit, with black borders; else sides differ by a pixel at most
+    turns: bool  # whether frames are turned upright here; else players do it
+    squares: bool  # whether frames are scaled to square pixels
 
 
 def canvas_of(info: VideoInfo, timeline: Timeline) -> Canvas:
-    """The size on which no frame of a video loses detail."""
+    """Return a canvas on which no frame of a video loses detail, up to `_MOST_PIXELS`."""
     first = timeline.shapes[0]
     if timeline.constant_shape:
         width, height = _even(first.width), _even(first.height)
@@ -91,7 +91,7 @@ def _upright(shape: FrameShape) -> FrameShape:
 
 
 def _extent(shape: FrameShape, squares: bool) -> tuple[float, float]:
-    """Width and height in pixels. They become square ones by stretching, never by shrinking."""
+    """Width and height of a frame in pixels; ``squares`` makes them square by stretching one side."""
     aspect = float(shape.sample_aspect_ratio) if squares else 1.0
     return shape.width * max(aspect, 1.0), shape.height / min(aspect, 1.0)
 
@@ -103,13 +103,13 @@ def encode_h264(
     timeline: Timeline,
     time_base: Fraction,
 ) -> Iterator[Packet[VideoStream]]:
-    """Add a picture stream to ``target`` and return its packets.
+    """Add an H.264 stream to ``target`` and return its packets.
 
     Args:
         target: the file to be written; its header must not be written yet.
-        frames: the pictures, at least one; the first one's time becomes 0.
-        info: of the video that they come from.
-        timeline: of the pictures.
+        frames: at least one frame; the time of the first becomes 0.
+        info: of the video that the frames come from.
+        timeline: of the same video.
         time_base: unit of the times written, in seconds.
     """
     first = next(frames)
@@ -118,7 +118,7 @@ def encode_h264(
     _, picture = shown = next(prepared)
 
     large = _X264_LARGE if canvas.width * canvas.height > _LARGE else {}
-    # The rate decides the level. What the container claims may be a unit of its clock.
+    # The rate determines the H.264 level. It is measured, as a container may give the unit of its clock.
     rate = timeline.rate.limit_denominator(1001)
     encoder = target.add_stream("libx264", rate=rate, options=_X264 | large)
     encoder.time_base = time_base
@@ -138,7 +138,7 @@ def _encoded(
     encoder: VideoStream, shown: Iterator[tuple[Fraction, VideoFrame]], start: Fraction, end: Fraction
 ) -> Iterator[Packet[VideoStream]]:
     time_base = encoder.codec_context.time_base
-    stays: deque[int] = deque()  # of the pictures that are in the encoder
+    stays: deque[int] = deque()  # durations of the frames that are in the encoder
     last: VideoFrame | None = None
     for (time, frame), (after, _) in pairwise(chain(shown, [(end, last)])):
         assert frame is not None  # only the end has none
@@ -153,7 +153,7 @@ def _encode(encoder: VideoStream, frame: VideoFrame | None) -> list[Packet[Video
     try:
         return encoder.encode(frame)
     except av.error.FFmpegError as error:
-        # x264 has one error for everything.
+        # x264 reports all failures with the same error.
         check_shortage(error, encoder.width * encoder.height * _BYTES + 2**24)
         raise
 
@@ -165,18 +165,18 @@ def _with_durations(packets: list[Packet[VideoStream]], stays: deque[int]) -> It
 
 
 def _prepared(frames: Iterator[TimedFrame], canvas: Canvas) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """The filtered pictures with their times: filters keep the number and the order."""
+    """Yield the filtered frames with their times; filters keep number and order of frames."""
     room = canvas.width * canvas.height * _BYTES + 2**24
-    times: deque[Fraction] = deque()  # of the pictures that are in the filters
+    times: deque[Fraction] = deque()  # of the frames that are in the filters
     for _, alike in groupby(frames, _kind):
         graph: Graph | None = None
         for index, timed in enumerate(alike):
             if graph is None:
                 graph = _filters(timed, canvas)
-            # Deinterlacing wants increasing ones.
+            # Deinterlacing needs increasing times.
             timed.frame.pts, timed.frame.time_base = index, Fraction(1, 25)
             times.append(timed.time)
-            check_room(room)  # filters drop what finds none, without an error
+            check_room(room)  # without memory, filters drop frames without an error
             graph.vpush(timed.frame)
             yield from _pulled(graph, times)
         assert graph is not None
@@ -185,7 +185,7 @@ def _prepared(frames: Iterator[TimedFrame], canvas: Canvas) -> Iterator[tuple[Fr
 
 
 def _kind(timed: TimedFrame) -> tuple[object, ...]:
-    """What one filter graph is made for."""
+    """The properties of a frame that a filter graph depends on."""
     frame = timed.frame
     return timed.shape, frame.format.name, frame.colorspace, frame.color_range
 
@@ -200,7 +200,7 @@ def _pulled(graph: Graph, times: deque[Fraction]) -> Iterator[tuple[Fraction, Vi
 
 
 def _filters(timed: TimedFrame, canvas: Canvas) -> Graph:
-    """Filters to progressive 4:2:0 of the size of the canvas."""
+    """Build the filters that bring frames like ``timed`` to progressive 4:2:0 of the canvas's size."""
     first, width, height = timed.frame, canvas.width, canvas.height
     graph = Graph()
     nodes = [
@@ -215,7 +215,7 @@ def _filters(timed: TimedFrame, canvas: Canvas) -> Graph:
     ]
     if first.interlaced_frame:
         nodes.append(graph.add("bwdif", "mode=send_frame:deint=interlaced"))
-    # RGB has no matrix to keep; players take BT.709 for granted.
+    # RGB has no matrix to keep; players assume BT.709.
     colors = ":out_color_matrix=bt709:out_range=tv" if first.format.is_rgb else ""
     if canvas.fits:
         shape = timed.shape
@@ -231,7 +231,7 @@ def _filters(timed: TimedFrame, canvas: Canvas) -> Graph:
         nodes.append(graph.add("scale", f"{first.width}:{first.height}{colors}"))
         right, bottom = width - first.width, height - first.height
         if right or bottom:
-            # Without subsampling: the borders of 4:2:0 are drawn two pixels wide.
+            # In 4:4:4, because borders in 4:2:0 are drawn two pixels wide.
             nodes.append(graph.add("format", "yuv444p"))
             nodes.append(graph.add("pad", f"{width}:{height}"))
             nodes.append(graph.add("fillborders", f"right={right}:bottom={bottom}:mode=smear"))
@@ -242,7 +242,7 @@ def _filters(timed: TimedFrame, canvas: Canvas) -> Graph:
 
 
 def _fitted(shape: FrameShape, canvas: Canvas) -> tuple[int, int]:
-    """The size of a frame on the canvas: even, so that the borders fall between samples of colour."""
+    """The size of a frame on the canvas: even, so that borders lie between colour samples."""
     width, height = _extent(shape, canvas.squares)
     factor = min(canvas.width / width, canvas.height / height)
     fitted_width, fitted_height = (max(2 * round(side * factor / 2), 2) for side in (width, height))
