@@ -1,8 +1,9 @@
-"""Cog's way in: typed inputs, one call of the pipeline, one file. `cog.yaml` chooses the class.
+"""The predictors for Cog: each has typed inputs, calls the pipeline once and returns one file.
 
-Environment: THINKSOUND_PRESET (the class's own), THINKSOUND_WEIGHTS (weights/), THINKSOUND_DEVICE (auto),
-THINKSOUND_DTYPE (auto), THINKSOUND_OFFLOAD (1 switches it on), THINKSOUND_MAX_INPUT_MB (2000),
-THINKSOUND_PRIVATE_URLS (1 allows URLs of addresses that are not public).
+`cog.yaml` names the class. Environment variables, with their defaults: THINKSOUND_PRESET (the class's own),
+THINKSOUND_WEIGHTS (weights/), THINKSOUND_DEVICE (auto), THINKSOUND_DTYPE (auto), THINKSOUND_OFFLOAD (off; 1
+switches it on), THINKSOUND_MAX_INPUT_MB (2000), THINKSOUND_PRIVATE_URLS (off; 1 allows URLs of addresses that
+are not public).
 """
 
 from typing import ClassVar
@@ -16,7 +17,7 @@ from thinksound.serving.service import Served, log_progress
 
 
 class Predictor(Served, BasePredictor):
-    """ThinkSound, under the inputs of its published Cog model."""
+    """ThinkSound with the inputs of its published Cog model."""
 
     cancelled = CancelationException
 
@@ -56,7 +57,7 @@ class Predictor(Served, BasePredictor):
 
 
 class MMAudioPredictor(Served, BasePredictor):
-    """MMAudio, under the inputs of its published Cog model."""
+    """MMAudio with the inputs of its published Cog model."""
 
     default_preset = "mmaudio-large-44k-v2"
     families = ("mmaudio",)
@@ -108,7 +109,7 @@ class MMAudioPredictor(Served, BasePredictor):
         return Path(output)
 
 
-# Cog reads the types as text when it builds the image, and as objects when a request comes: then it would
-# fetch a Path by itself. A str is left to fetch(), which has limits.
+# Cog reads the types from the source when it builds the image, and as objects when a request comes. It would
+# fetch a Path by itself; it passes a str on to fetch(), which has limits.
 Predictor.predict.__annotations__["video"] = str
 MMAudioPredictor.predict.__annotations__ |= {"video": str | None, "image": str | None}

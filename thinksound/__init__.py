@@ -1,4 +1,4 @@
-"""ThinkSound: watches a video, reads what should be heard, and generates the soundtrack."""
+"""Generates the soundtrack of a video from its frames and from texts that say what is heard."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Resolved on first use, so that `thinksound --help` does not wait for torch.
+    # Imports on first use, so that `thinksound --help` does not wait for torch.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

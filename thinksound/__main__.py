@@ -1,4 +1,4 @@
-"""``python -m thinksound``."""
+"""Runs the command line for ``python -m thinksound``."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""The command line: arguments in, messages out, no logic.
+"""The command line: parses arguments, runs a command, prints its errors.
 
-Exit status: 0 done; 1 an error, which standard error names; 2 a wrong command line; 130 interrupted.
+Exit status: 0 done; 1 an error, described on standard error; 2 a wrong command line; 130 interrupted.
 
-Only the standard library is imported until a command runs, so that ``--help`` answers at once.
+No large library is imported until a command runs, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return the exit status.
+
+    Raises:
+        SystemExit: help was printed, or the command line is wrong.
+    """
     with StandardStreams() as streams:
         try:
             arguments = build_parser().parse_args(argv)
-        except SystemExit as ended:  # help was printed, or what is wrong with the command line
+        except SystemExit as ended:  # after printing help, or an error in the command line
             raise SystemExit(streams.settle(int(ended.code or 0))) from None
         return streams.settle(_run(arguments))
 
@@ -36,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     quiet = getattr(arguments, "quiet", False)
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="thinksound: %(message)s")
-    # Asked to end, as by `timeout` or a shutdown, clean up as after Ctrl-C.
+    # SIGTERM, sent by `timeout` or a shutdown, cleans up as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arguments.run(arguments)
@@ -53,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 class _Parser(Parser):
-    """The outermost parser: what stands in the place of the command is not taken for its name."""
+    """The outermost parser; explains when the first argument is an option or a file instead of a command."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -2,32 +2,32 @@
 
     ThinkSoundError
     ├── InputError       an argument: out of range, too long, not a number
-    ├── MediaError       the video: missing, unreadable, no pictures, too long
+    ├── MediaError       an input file: missing, damaged, no video track, too long
     ├── OutputError      the result: folder missing, not writable, disk full
     ├── WeightsError     weight files: missing, truncated, changed, of another network
     └── PlacementError   devices: not there, out of memory
 
-A message says what came, what is allowed, and what to do next. The command line and the
-Cog predictor show the message alone; any other exception is a bug and keeps its traceback.
-Names and tags of files are part of messages: what could steer a terminal is shown escaped.
+A message says what came, what is allowed, and what to do. The command line and the Cog predictors show the
+message alone; any other exception is a bug and keeps its traceback. Messages contain names and tags of
+files, so characters that could control a terminal are escaped.
 """
 
 import re
 
-# Control characters (ESC among them), line and paragraph separators, overrides of the writing direction,
-# and surrogates, which stand for bytes of file names that are no text.
+# Control characters such as ESC, line and paragraph separators, overrides of the writing direction, and
+# surrogates, which stand for bytes of file names that are not valid text.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-_LONGEST = 1500  # characters of a line of a message
+_LONGEST = 1500  # characters in one line of a message
 
 
 def printable(text: str) -> str:
-    """A text as one line that no terminal takes for a command; letters, signs and emoji stay as they are."""
+    """Return ``text`` as one line without terminal controls; letters, signs and emoji do not change."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _line(text: str) -> str:
-    """A line of a message: of what a library quotes from a file, or of an endless path, both ends."""
+    """Return a line of a message, printable; only both ends of one that is too long."""
     text = printable(text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} … {text[-300:]}"
 
@@ -40,11 +40,11 @@ class ThinkSoundError(Exception):
 
 
 class InputError(ThinkSoundError, ValueError):
-    """An argument is outside of what is allowed.
+    """An argument is not allowed.
 
     Args:
-        message: begins with the option's name where it is about one option.
-        option: that name, as Python spells it.
+        message: begins with the name of the option, if it is about one option.
+        option: that name as in Python, such as "cfg_scale".
     """
 
     def __init__(self, message: str, option: str = "") -> None:
@@ -53,7 +53,7 @@ class InputError(ThinkSoundError, ValueError):
 
 
 class MediaError(ThinkSoundError):
-    """The video cannot be used."""
+    """A video, sound or image file cannot be used."""
 
 
 class OutputError(ThinkSoundError):
@@ -63,9 +63,9 @@ class OutputError(ThinkSoundError):
 class WeightsError(ThinkSoundError):
     """Weight files are missing, damaged, or belong to another network."""
 
-    def __str__(self) -> str:  # a list of missing files has a line for each
+    def __str__(self) -> str:  # missing files are listed one per line
         return "\n".join(map(_line, Exception.__str__(self).split("\n")))
 
 
 class PlacementError(ThinkSoundError):
-    """A device is missing or too small."""
+    """A device is missing, or memory ran out."""

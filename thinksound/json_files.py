@@ -1,4 +1,4 @@
-"""JSON from files that somebody else wrote: bounded in size, and every way to be wrong is one error."""
+"""Reads JSON from untrusted files: the size is bounded, and all invalid content raises `ValueError`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-_LARGEST = 1 << 22  # bytes; no description of a network and no table of files has a tenth of it
+_LARGEST = 1 << 22  # bytes; descriptions of networks and lists of files have less than a tenth of that
 
 
 def read_object(path: Path, largest: int = _LARGEST) -> dict[str, Any]:
-    """The object in ``path``.
+    """Return the JSON object in the file ``path``.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is larger than ``largest`` bytes, no JSON in UTF-8, nested too deeply, holds a number
-            that is not finite, or something else than an object. The message is a few words.
+        ValueError: the file is larger than ``largest`` bytes, is not JSON in UTF-8, is nested too deeply,
+            holds a number that is not finite, or something other than an object. The message says which.
     """
     with path.open("rb") as file:
         data = file.read(largest + 1)

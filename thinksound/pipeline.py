@@ -1,4 +1,4 @@
-"""One request, top to bottom: decode the video, encode it and the texts, sample, decode the sound, mux.
+"""One request, top to bottom: decode the video, encode frames and texts, sample, decode the sound, mux.
 
 pipeline = thinksound.load("thinksound-light")
 result = pipeline("clip.mp4", caption="...", cot="...")
@@ -54,37 +54,37 @@ from .runtime.placement import Placement, detect_machine, make_plan, memory_erro
 logger = logging.getLogger(__name__)
 
 WARM_UP_S = 1.0
-SOUND_DURATION = Limits(0, 3600)  # s, of `sample`; what a video can be is checked where it is decoded
+SOUND_DURATION = Limits(0, 3600)  # s; for `sample`. Decoding checks the durations of videos.
 # Frames of one video by the names of the family's views, uint8 (N, H, W, 3); a view may be missing.
 Frames = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What `Pipeline.sample` gives, each ``(C, T)`` float32 on the CPU."""
+    """What `Pipeline.sample` returns, each ``(C, T)`` float32 on the CPU."""
 
     noise: Tensor
     latents: Tensor
 
     def __iter__(self) -> Iterator[Tensor]:
-        """So that ``noise, latents = pipeline.sample(...)`` works."""
+        """Allows ``noise, latents = pipeline.sample(...)``."""
         yield from (self.noise, self.latents)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What there is to see in a request."""
+    """The frames of a request, and where they come from."""
 
     frames: Frames
     duration_s: float  # of the result
-    sampled_s: float  # of the latents; MMAudio's own reader can make it shorter
+    sampled_s: float  # of the latents; MMAudio's own reader can make them shorter
     video: DecodedVideo | None = None
     image: np.ndarray | None = None
 
 
 @dataclass
 class _Clock:
-    """Seconds per stage."""
+    """Measures the seconds that each stage takes."""
 
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -96,7 +96,7 @@ class _Clock:
 
 
 class Pipeline:
-    """All networks of one preset, placed and ready; two requests share nothing that changes."""
+    """All networks of one preset, placed and ready; a request leaves no state behind."""
 
     def __init__(self, preset: Preset, model: Model, placement: Placement) -> None:
         self.preset = preset
@@ -115,15 +115,15 @@ class Pipeline:
         image: Path | str | None = None,
         **changes: Any,
     ) -> Result:
-        """Generate the sound of a video; some families can do without one.
+        """Generate the sound of a video; some families can do without a video.
 
         Args:
-            video: path of any file with moving pictures, 0.1 s to 3 minutes, or what `decode` gave of it.
+            video: path of a video file of 0.1 s to 3 minutes, or what `decode` returned for it.
             caption: what is heard, in a few words.
             cot: chain of thought, a description step by step; empty uses the caption.
             options: how to sample.
             progress: called as ``progress(stage, done, total)``.
-            negative_prompt: what is not to be heard, for families that read one.
+            negative_prompt: what should not be heard, for families that read one.
             image: path of a still image instead of a video, for families that take one.
             changes: fields of `Options` to set, such as ``seed=7``.
 
@@ -177,14 +177,17 @@ class Pipeline:
         reader: str = "exact",
         **older: float | None,
     ) -> DecodedVideo:
-        """The frames that the encoders see, in one pass over the file.
+        """Read a video file once, and pick the frames that the encoders see.
 
         Args:
-            video: path of any file with moving pictures, 0.1 s to 3 minutes.
-            duration: use the first seconds only; None is the whole video.
+            video: path of a video file of 0.1 s to 3 minutes.
+            duration: seconds to use from the beginning; None uses the whole video.
             progress: called as ``progress(stage, done, total)``.
             reader: how frames are picked, see `Options`.
-            older: ``duration_s``, which is what ``duration`` was called before.
+            older: ``duration_s``, the older name of ``duration``.
+
+        Raises:
+            ThinkSoundError: with a message for the user; see `thinksound.errors`.
         """
         self.family.check_options(Options(reader=reader))
         path = as_path("video", video, "the path of one video")
@@ -203,7 +206,7 @@ class Pipeline:
         options: Options,
         progress: Progress | None,
     ) -> _Seen:
-        """What there is to see in a request."""
+        """Check which of video and image are given, and return the frames that the encoders see."""
         family = self.family
         if family.needs_video and (video is None or image is not None):
             given = "image is not taken" if image is not None else "video is missing"
@@ -214,7 +217,7 @@ class Pipeline:
             decoded = self._decoded(video, options, progress)
             frames = dict(decoded.frames)
             if options.mask_away_clip:
-                for name in family.still_views:  # what is heard can be told from them; timing cannot
+                for name in family.still_views:  # they say what is heard; the others say when
                     del frames[name]
             return _Seen(frames, decoded.duration_s, decoded.features_duration_s, video=decoded)
         duration_s = family.trained_duration_s if options.duration is None else options.duration
@@ -241,7 +244,7 @@ class Pipeline:
         return video
 
     def _frames(self, video: DecodedVideo | Frames) -> Frames:
-        """The frames of ``video``; raises `InputError` where the encoders cannot take them."""
+        """Return the frames of ``video``; raises `InputError` if the encoders cannot take them."""
         if isinstance(video, DecodedVideo):
             if video.views != self.family.views:
                 raise InputError(
@@ -286,17 +289,20 @@ class Pipeline:
         progress: Progress | None = None,
         negative_prompt: str | Sequence[str] = "",
     ) -> Features | list[Features]:
-        """Frames and texts to features on the CPU; encoders run side by side where GPUs do the work.
+        """Turn frames and texts into features on the CPU; on GPUs, the encoders run side by side.
 
-        One video gives its features, a list of them a list. A result does not depend on what else is in its
-        list, and each network has its turn once for all.
+        A single video gives its features; a list of videos gives a list of features. Each network goes to its
+        device once for the whole list, and a result does not depend on the other videos in the list.
 
         Args:
-            decoded: what `decode` gave, or frames by the names of the family's views, or a list of either.
-            caption: what is heard, in a few words; for all, or one for each.
+            decoded: what `decode` returned, or frames by the names of the family's views, or a list of these.
+            caption: what is heard, in a few words; one for all videos, or one for each.
             cot: chain of thought, likewise; empty uses the caption. `text_notes` says what is not read.
             progress: called as ``progress(stage, done, total)``, possibly from another thread.
-            negative_prompt: what is not to be heard, likewise, for families that read one.
+            negative_prompt: what should not be heard, likewise, for families that read one.
+
+        Raises:
+            InputError: the frames are of another family, a text is not taken, or the lists differ in length.
         """
         check_progress(progress)
         several = isinstance(decoded, Sequence) and not isinstance(decoded, str | bytes)
@@ -364,18 +370,21 @@ class Pipeline:
         options: Options | Sequence[Options] | None = None,
         progress: Progress | None = None,
     ) -> Sample | list[Sample]:
-        """Noise and latents for ``duration_s`` seconds of sound.
+        """Draw noise and turn it into latents for ``duration_s`` seconds of sound.
 
-        One request's features give one sample, a list of them a list. Requests of one length and with the
-        same number of steps and guidance are computed together; their results differ from those of single
-        ones by rounding.
+        The features of one request give one sample; a list of features gives a list of samples. Requests
+        with the same length, number of steps and guidance are computed as one batch. Their results differ
+        by rounding from those of single requests.
 
         Args:
-            features: what `encode` gave; a condition that is missing counts as absent.
-            duration_s: seconds of sound; for all, or one for each.
-            options: how to sample; for all, or one for each. Where they leave the seed open, each request
-                gets its own.
+            features: what `encode` returned; null features replace a missing condition.
+            duration_s: seconds of sound; one for all requests, or one for each.
+            options: how to sample; one for all requests, or one for each. If the seed is None, each request
+                draws its own.
             progress: called as ``progress(stage, done, total)``.
+
+        Raises:
+            InputError: an argument is of another type or out of range, or the lists differ in length.
         """
         check_progress(progress)
         several = isinstance(features, Sequence)
@@ -402,7 +411,7 @@ class Pipeline:
             self.model.draw_noise(cast(int, each.seed), duration_s)
             for each, duration_s in zip(settled, durations, strict=True)
         ]
-        # Together goes what has one length in time and in features, and the same steps and guidance.
+        # Requests with equal lengths of latents and features, steps and guidance form a batch.
         groups: dict[tuple[object, ...], list[int]] = {}
         for index, (each, noise) in enumerate(zip(settled, noises, strict=True)):
             lengths = tuple((name, len(feature)) for name, feature in features[index].items())
@@ -429,21 +438,21 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode_audio(self, latents: Tensor) -> Tensor:
-        """Waveform ``(channels, A)`` float32 on the CPU of ``latents (C, T)``, before normalisation."""
+        """Turn latents ``(C, T)`` into a waveform ``(channels, A)`` float32 on the CPU, not normalised."""
         sound = latents[None]
         for step in self.model.decoding:
             with self.placement.on_device(step.network):
                 device = next(self.model.networks[step.network].parameters()).device
                 sound = step.decode(sound.to(device))
                 if self.placement.plan.offload:
-                    sound = sound.cpu()  # the next network comes alone
+                    sound = sound.cpu()  # frees GPU memory for the next network
         return sound[0].float().cpu()
 
     def finish(self, waveform: Tensor, duration_s: float) -> Tensor:
-        """The sound that a result holds: int16 ``(channels, samples)`` of ``waveform (channels, A)``.
+        """Turn a waveform ``(channels, A)`` into the sound of a result, int16 ``(channels, samples)``.
 
-        Its peak is full scale, and it is exactly as long as the picture. Whatever changes the sound as a
-        whole has its place here.
+        Its peak is full scale, and it lasts exactly ``duration_s`` seconds. Any processing of the whole sound
+        belongs here.
         """
         sound = self.family.sound
         return fit_length(to_pcm16(waveform), sound.sample_count(duration_s))
@@ -455,16 +464,17 @@ class Pipeline:
         path: Path | str,
         metadata: Mapping[str, str] | None = None,
     ) -> MuxResult:
-        """Write the picture with the sound ``waveform (channels, A)``, normalised and cut to its length.
+        """Write the frames of ``decoded`` with ``waveform (channels, A)``, normalised and cut to length.
 
         Raises:
+            MediaError: the video was removed or changed since it was decoded.
             OutputError: the file cannot be written; nothing is left behind.
         """
         pcm = self.finish(waveform, decoded.duration_s)
         return mux(decoded, pcm, self.family.sound.sample_rate, path, metadata or {})
 
     def warm_up(self) -> None:
-        """Run every network once on a black second, so that the first request finds everything ready."""
+        """Run every network once on one second of black frames, so that the first request is not slower."""
         frames = {
             view.name: torch.zeros(view.count(WARM_UP_S), view.size, view.size, 3, dtype=torch.uint8)
             for view in self.family.views
@@ -475,7 +485,7 @@ class Pipeline:
             self.decode_audio(latents)
 
     def _settle(self, options: Options) -> Options:
-        """The options with what was left open decided: a seed drawn, the rest as the preset has it."""
+        """Return the options without None: a seed is drawn; steps and guidance are the preset's."""
         return replace(
             options,
             seed=_draw_seed() if options.seed is None else options.seed,
@@ -484,10 +494,10 @@ class Pipeline:
         )
 
     def text_notes(self, caption: str = "", cot: str = "", negative_prompt: str = "") -> tuple[str, ...]:
-        """What the encoders cannot read of the texts, in sentences; none where they read everything.
+        """Return sentences that say what the encoders cannot read of the texts; none if they read everything.
 
         Raises:
-            InputError: a text is too long, no text, or not read by this family.
+            InputError: a text is too long, not a str, or not read by this family.
         """
         return self.model.text_notes(Texts(caption, cot, negative_prompt))
 
@@ -516,7 +526,7 @@ def _draw_seed() -> int:
 
 
 def _one_each(name: str, given: Any, count: int) -> list[Any]:
-    """One of ``given`` for each of ``count`` requests, or the only one for all; values are checked later."""
+    """Return ``count`` values: those of the sequence ``given``, or ``given`` itself repeated."""
     if isinstance(given, str) or not isinstance(given, Sequence):
         return [given] * count
     if len(given) != count:
@@ -570,19 +580,19 @@ def load(
 
     Args:
         preset: a name from `thinksound.presets.PRESETS`, such as "thinksound-light" or "tiny".
-        weights: folder with the published files; None is ``THINKSOUND_WEIGHTS``, else `default_weights_dir`.
-        device: "auto", "cpu", "cuda", "cuda:N" or "cuda:M,cuda:N" (transformer and VAE, then encoders), or a
-            `torch.device`.
-        dtype: "auto", "float32", "bfloat16" or "float16", or the `torch.dtype`. Asking for float32 also
-            switches PyTorch's TensorFloat-32 convolutions off, for the whole process.
-        offload: keep weights in main memory, one network at a time on the GPU.
+        weights: folder with the weight files; None is `default_weights_dir`.
+        device: "auto", "cpu", "cuda", "cuda:N", or "cuda:M,cuda:N" (encoders on the second, the other
+            networks on the first); or a `torch.device`.
+        dtype: "auto", "float32", "bfloat16" or "float16", or the `torch.dtype`. "float32" also switches
+            PyTorch's TensorFloat-32 convolutions off, for the whole process.
+        offload: keep weights in main memory, with one network at a time on the GPU.
         progress: called as ``progress("load", done, total)`` after each network.
-        older: ``devices``, which is what ``device`` was called before.
+        older: ``devices``, the older name of ``device``.
 
     Raises:
-        InputError: an argument is unknown, or not among those named here.
+        InputError: an argument has a value or a name that is not listed here.
         WeightsError: files are missing, damaged or of another network.
-        PlacementError: a device is missing or too small.
+        PlacementError: a device is missing, or memory ran out.
     """
     chosen = get_preset(preset)
     if older:
@@ -608,7 +618,7 @@ def load(
             build: Callable[[Path], Any] = partial(family.build, name)
             network_dtype = getattr(torch, plan.dtypes[name])
             built[name] = load_network(build, folder, network.key, network_dtype, family.fold(name))
-            # At once, so that main memory holds one network on its way to a GPU, not five.
+            # Placed at once, so that main memory holds one network on its way to a GPU, not all of them.
             placement.place(name, family.placed(name, built[name]))
             if progress:
                 progress("load", done, len(chosen.networks))

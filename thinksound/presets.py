@@ -1,7 +1,7 @@
-"""Named models: the family whose networks they are, and the weight files that belong to them.
+"""Presets: named models with their family and weight files.
 
-Imports no network, so that a command line can be parsed at once. What the networks look like is written
-down beside them; `thinksound.families` puts a preset's networks together.
+This module imports no network, so that a command line can be parsed at once. The configuration of a network
+stands beside the network; `thinksound.families` puts a preset's networks together.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from .runtime.placement import Need
 
 @dataclass(frozen=True)
 class NetworkFile(Need):
-    """One network of a preset; ``parameters`` are those that generation needs (of a VAE the decoder)."""
+    """One network of a preset; ``parameters`` counts what generation needs (the decoder alone of a VAE)."""
 
-    key: str = ""  # of its weights, in checkpoints.registry
+    key: str = ""  # of its weight file in checkpoints.registry
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Preset:
     size: str  # key of the family's network sizes
     summary: str
     networks: dict[str, NetworkFile]  # in the order in which a request needs them
-    guidance_scale: float  # where a request names none
-    steps: int  # where a request names none
+    guidance_scale: float  # default of a request
+    steps: int  # default of a request
 
     @property
     def weights(self) -> dict[str, str]:
-        """Network to the key of its weight file."""
+        """Keys of the weight files, by network."""
         return {name: network.key for name, network in self.networks.items()}
 
     @property
     def parameters(self) -> int:
-        """Of all networks together."""
+        """Number of parameters of all networks together."""
         return sum(network.parameters for network in self.networks.values())
 
 
@@ -135,7 +135,7 @@ DEFAULT_PRESET = LIGHT.name
 
 
 def get_preset(name: str) -> Preset:
-    """The preset called ``name``; raises `InputError` with the known names otherwise."""
+    """Return the preset called ``name``; raises `InputError` if there is none."""
     if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"preset {name!r} is not known; give one of {', '.join(PRESETS)}", option="preset")
     return PRESETS[name]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# Called as progress(stage, done, total): a stage is a network, a file, or one of `commands.progress.STAGES`;
+# Called as progress(stage, done, total). A stage is a network, a file, or one of `commands.progress.STAGES`;
 # done and total count its steps, clips or bytes.
 Progress = Callable[[str, int, int], None]
 
 
 def tenths(report: Callable[[str, int, int], object]) -> Progress:
-    """Pass progress on, at most ten times per stage: for logs."""
+    """Return a `Progress` that calls ``report`` at most ten times per stage, for logs."""
     reached: dict[str, int] = {}
 
     def throttled(stage: str, done: int, total: int) -> None:

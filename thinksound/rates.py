@@ -1,4 +1,4 @@
-"""How long a video may be, and conversions between seconds and samples."""
+"""Limits of a video's duration, and the conversion from seconds to samples."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ MAX_DURATION_S = 180.0
 
 
 def audio_sample_count(duration_s: float, sample_rate: int) -> int:
-    """Audio samples (per channel) of ``duration_s`` seconds of sound."""
+    """Return the number of samples per channel in ``duration_s`` seconds; ``sample_rate`` is in Hz."""
     return round(sample_rate * float(duration_s))

@@ -1,7 +1,7 @@
-"""What a request may ask for: its options with their limits and names, and its texts.
+"""The options and texts of a request, with their limits and names.
 
-Command line, Python and Cog check by these. An `InputError` carries the name of its option, so that the
-command line can spell it as it was typed.
+Command line, Python and Cog check requests with these. An `InputError` carries the name of its option, so
+that the command line can spell it as it was typed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 from .errors import InputError
 from .rates import MAX_DURATION_S, MIN_DURATION_S
 
-MAX_SEED = 2**32 - 1  # what the original's seeding accepts
+MAX_SEED = 2**32 - 1  # the largest that the original accepts
 MAX_TEXT = 10_000  # characters; the encoders read the first 77 tokens
 
-# Names that options had before, or have elsewhere; scripts that use them go on working.
+# Older and other names of options, which scripts may still use.
 OLDER_NAMES = {
     "guidance_scale": "cfg_scale",
     "steps": "num_inference_steps",
@@ -33,7 +33,7 @@ OLDER_NAMES = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a number may be."""
+    """The range that a number must lie in, bounds included."""
 
     low: float
     high: float
@@ -45,12 +45,12 @@ class Limits:
 
     @property
     def allowed(self) -> str:
-        """What to give, for messages."""
+        """What a message advises to give."""
         return f"give a {self.kind} from {self.low:.10g} to {self.high:.10g}"
 
     def check(self, name: str, value: Any) -> Any:
-        """``value`` as a plain int or float; raises `InputError` that names the option ``name``."""
-        # Real, so that NumPy's numbers are numbers too.
+        """Return ``value`` as a plain int or float; raises `InputError` that names the option ``name``."""
+        # Real includes NumPy's numbers.
         if isinstance(value, bool) or not isinstance(value, Real):
             raise InputError(f"{name} {describe(value)} is not a {self.kind}; {self.allowed}", option=name)
         try:
@@ -61,19 +61,19 @@ class Limits:
             raise InputError(f"{name} {describe(value)} is out of range; {self.allowed}", option=name)
         if not self.whole:
             return number
-        if not number.is_integer():  # 42.0 is a whole number, as for JSON Schema
+        if not number.is_integer():  # 42.0 is a whole number, as in JSON Schema
             raise InputError(f"{name} {describe(value)} is not a {self.kind}; {self.allowed}", option=name)
         return int(number)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a word may be."""
+    """The words that an option may have."""
 
     words: tuple[str, ...]
 
     def check(self, name: str, value: Any) -> Any:
-        """``value``; raises `InputError` that names the option ``name``."""
+        """Return ``value``; raises `InputError` that names the option ``name`` if it is not allowed."""
         if value not in self.words:
             raise InputError(
                 f"{name} {describe(value)} is not known; give {' or '.join(self.words)}", option=name
@@ -83,10 +83,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Switch:
-    """True or False."""
+    """An option that is True or False."""
 
     def check(self, name: str, value: Any) -> Any:
-        """``value``; raises `InputError` that names the option ``name``."""
+        """Return ``value``; raises `InputError` that names the option ``name`` if it is not a bool."""
         if not isinstance(value, bool):
             raise InputError(f"{name} {describe(value)} is not taken; give True or False", option=name)
         return value
@@ -104,16 +104,16 @@ class Options:
     """How to sample; checked on construction.
 
     Raises:
-        InputError: one is out of range, of another type, unknown, or given under two names.
+        InputError: an option is out of range, of another type, unknown, or given under two names.
     """
 
-    num_inference_steps: int | None = None  # None: as the preset
-    cfg_scale: float | None = None  # 1 follows the conditions, more exaggerates; None: as the preset
-    seed: int | None = None  # None draws one; the result says which
-    duration: float | None = None  # use the first seconds only; None is the whole video
-    # Of some families only.
-    mask_away_clip: bool = False  # synchronisation alone sees the video, what is heard is up to the texts
-    reader: str = "exact"  # how frames are picked; "mmaudio" as MMAudio's own reader does, with its rounding
+    num_inference_steps: int | None = None  # None: the preset's
+    cfg_scale: float | None = None  # 1 follows the conditions, more exaggerates them; None: the preset's
+    seed: int | None = None  # None draws a seed, which the result holds
+    duration: float | None = None  # s from the beginning of the video; without a video, of the sound
+    # The following are options of some families only.
+    mask_away_clip: bool = False  # the video sets the timing only; the texts say what is heard
+    reader: str = "exact"  # how frames are picked; "mmaudio" picks them as MMAudio's own reader does
 
     def __init__(
         self,
@@ -153,15 +153,15 @@ OPTIONS: dict[str, Limits | Choice | Switch] = {
 def by_current_names(
     given: Mapping[str, Any], known: Collection[str], more: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The keyword arguments with older names replaced.
+    """Return keyword arguments with older names replaced by current ones.
 
     Args:
         given: keyword arguments under any name.
-        known: the current names that can be among them.
-        more: further arguments of the same call, for the message.
+        known: the allowed current names.
+        more: other arguments of the same call, for the message.
 
     Raises:
-        InputError: a name is unknown, or an option is given under both of its names.
+        InputError: a name is unknown, or an option is given under two names.
     """
     found: dict[str, Any] = {}
     for name, value in given.items():
@@ -181,15 +181,15 @@ def by_current_names(
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a request; checked on construction. Families read some of them.
+    """The texts of a request; checked on construction. A family reads some of them.
 
     Raises:
-        InputError: one is too long, or no text.
+        InputError: a text is too long, not a str, or not valid Unicode.
     """
 
     caption: str = ""  # what is heard, in a few words
     cot: str = ""  # chain of thought: the sound step by step
-    negative_prompt: str = ""  # what is not to be heard
+    negative_prompt: str = ""  # what should not be heard
 
     def __post_init__(self) -> None:
         for name, text in vars(self).items():
@@ -208,7 +208,7 @@ class Texts:
 
 
 def as_path(name: str, value: object, wanted: str = "the path of one file") -> Path:
-    """``value`` as a path; raises `InputError` where it is none, such as a list or the content of a file."""
+    """Return ``value`` as a path; raises `InputError` if it is not one, such as a list or bytes."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(path, str):
         raise InputError(f"{name} {describe(value)} is not a path; give {wanted}, as str or pathlib.Path")
@@ -216,7 +216,7 @@ def as_path(name: str, value: object, wanted: str = "the path of one file") -> P
 
 
 def check_progress(progress: object) -> None:
-    """Raise `InputError` where ``progress`` is something that cannot be called."""
+    """Raise `InputError` if ``progress`` is neither None nor callable."""
     if progress is not None and not callable(progress):
         raise InputError(
             f"progress {describe(progress)} is not a function; give one that is called as "
@@ -225,13 +225,13 @@ def check_progress(progress: object) -> None:
 
 
 def describe(value: object) -> str:
-    """A value for a message: short, on one line, with its type where that is what is wrong."""
+    """Return a value as a message shows it: short, on one line; values of other types by their type."""
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, Real):
         try:
             text = str(value).removesuffix(".0")
-        except ValueError:  # Python writes no int of more than 4,300 digits
+        except ValueError:  # Python refuses to write an int of more than 4,300 digits
             text = "of thousands of digits"
         return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} digits)"
     if isinstance(value, str):

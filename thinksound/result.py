@@ -1,4 +1,4 @@
-"""What a request gives: the sound, everything on the way to it, and the files that it is saved to."""
+"""The result of a request: the sound and all intermediate tensors, and how they are saved."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from .request import as_path
 
 @dataclass(frozen=True)
 class Result:
-    """The sound of one video, and everything on the way to it."""
+    """The sound of one request, and all intermediate tensors."""
 
-    waveform: Tensor  # (channels, A) float32 as it was decoded, before normalisation
+    waveform: Tensor  # (channels, A) float32 as decoded from the latents, not normalised
     pcm: Tensor  # (channels, samples) int16, normalised, exactly as long as the video
     sample_rate: int  # Hz
     seed: int
     preset: str
     video: DecodedVideo | None  # None where a text or an image was enough
     image: np.ndarray | None  # uint8 (height, width, 3): the still image that was given
-    frames: Mapping[str, Tensor]  # what the encoders saw, by the names of the views
+    frames: Mapping[str, Tensor]  # that the encoders saw, by the names of the views
     features: Features
     noise: Tensor  # (C, T)
     latents: Tensor  # (C, T)
     timings: dict[str, float]  # seconds per stage
-    metadata: dict[str, str]  # what the MP4 says about its making
-    notes: tuple[str, ...] = ()
+    metadata: dict[str, str]  # tags of the MP4: preset, seed, texts and options
+    notes: tuple[str, ...] = ()  # sentences the user should read
 
     def save(self, path: Path | str) -> tuple[str, ...]:
         """Write the video or still image with its sound (``.mp4``), or the sound alone (``.wav``, ``.flac``).
 
         Returns:
-            Sentences the user should read, such as why the picture was encoded again.
+            Sentences the user should read, such as why the frames were encoded again.
 
         Raises:
             OutputError: the file cannot be written; nothing is left behind.
@@ -64,10 +64,10 @@ class Result:
         return (*encoded, *muxed.notes)
 
     def dump(self, path: Path | str) -> None:
-        """Write every intermediate to a safetensors file: how two versions are compared.
+        """Write all intermediate tensors to a safetensors file, for comparing versions.
 
-        Frames are ``clip_frames`` and so on, by the names of the family's views, uint8 (N, H, W, 3);
-        features have the names of its conditions.
+        Frames are named after the family's views, such as ``clip_frames``, and are uint8 (N, H, W, 3);
+        features are named after its conditions.
 
         Raises:
             OutputError: the file cannot be written; nothing is left behind.
