@@ -1,1 +1,1 @@
-"""Where networks run and in which number format."""
+"""Decides on which device and in which dtype each network runs."""

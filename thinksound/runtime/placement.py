@@ -1,8 +1,9 @@
-"""Where each network runs. The plan is a pure function of the machine; placing carries it out.
+"""Plans where each network runs, and moves the networks there.
 
-Networks know nothing of devices: a plan moves ready modules. On one GPU everything stays there;
-on two, the encoders live on the second and the others on the first. With offloading all weights stay in
-main memory (mapped from the file where their dtype allows) and one network at a time visits the GPU.
+The plan is a pure function of the machine, the networks' sizes and the user's wishes. Networks do not know
+about devices: `Placement` moves ready modules. With one GPU, all networks are on it. With two, the encoders
+are on the second and the others on the first. With offloading, all weights stay in main memory (mapped from
+the file where the dtype allows it), and one network at a time is on the GPU.
 """
 
 from __future__ import annotations
@@ -28,38 +29,38 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Parts of PyTorch's messages, and what they mean.
 _OUT_OF_MEMORY = {
     "can't allocate memory": "out of main memory",
-    # oneDNN's only word for it, also where its generated code finds no room.
+    # oneDNN's only message for it, also when there is no memory for the code that it generates.
     "could not create a primitive": "out of main memory (oneDNN could not create a primitive)",
     "CUDA error: out of memory": "out of GPU memory",
     "CUBLAS_STATUS_ALLOC_FAILED": "out of GPU memory",
     "CUDNN_STATUS_ALLOC_FAILED": "out of GPU memory",
 }
-# What to try when memory runs out in a request.
+# What the message advises when memory runs out in a request.
 _ADVICE = (
     "a shorter duration, offloading (--offload, THINKSOUND_OFFLOAD=1), a smaller dtype "
     "(--dtype bfloat16), or a second GPU (--device cuda:0,cuda:1)"
 )
-# Beside the weights: activations of a one-minute request and CUDA's own context.
+# Needed besides the weights: activations of a one-minute request, and CUDA's own context.
 WORKING_BYTES = 3 * 2**30
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a plan has to know of a network."""
+    """What a plan has to know about a network."""
 
     parameters: int
-    is_encoder: bool = False  # on the second GPU, where there are two
+    is_encoder: bool = False  # goes to the second GPU, if there are two
     always_float32: bool = False  # whatever dtype is asked for
 
 
 @dataclass(frozen=True)
 class GPU:
-    """One CUDA device, as far as planning is concerned."""
+    """What a plan has to know about a CUDA device."""
 
     name: str
     memory_bytes: int
-    bfloat16: bool
-    usable: bool = True  # the installed PyTorch was built for it
+    bfloat16: bool  # whether it computes in bfloat16 without emulation
+    usable: bool = True  # whether the installed PyTorch was built for it
 
 
 @dataclass(frozen=True)
@@ -71,24 +72,24 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """Device and dtype per network."""
+    """Device and dtype of each network."""
 
     devices: Mapping[str, str]
     dtypes: Mapping[str, str]
     offload: bool = False
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())  # sentences the user should read
 
     @property
     def concurrent_encoding(self) -> bool:
-        """Text and frames are encoded side by side where that does not slow both down."""
+        """Whether encoders run side by side; on a CPU they would slow each other down."""
         return not self.offload and "cpu" not in self.devices.values()
 
 
 def detect_machine() -> Machine:
-    """Look at the CUDA devices of this machine; there are none where its driver is too old for PyTorch."""
+    """Describe the CUDA devices of this machine; none if its driver is too old for PyTorch."""
     import torch
 
-    if not torch.cuda.is_available():  # the count alone includes what the driver lists but cannot start
+    if not torch.cuda.is_available():  # device_count() also counts devices that cannot be used
         return Machine()
     built_for = torch.cuda.get_arch_list()
     gpus = []
@@ -109,8 +110,9 @@ def detect_machine() -> Machine:
 def runs_on(built_for: Collection[str], major: int, minor: int) -> bool:
     """Whether PyTorch built for these architectures runs on a GPU of compute capability ``major.minor``.
 
-    Machine code ("sm_86") runs on the later minor versions of its major one, portable code ("compute_90")
-    on everything later. Other names are not NVIDIA's and say nothing.
+    Machine code ("sm_86") runs on the same and later minor versions of its major version; portable code
+    ("compute_90") runs on all later versions. Names of other forms are ignored; without any known name the
+    answer is True.
     """
     codes = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built_for]
     known = [(code[1] == "sm", int(code[2]), int(code[3])) for code in codes if code]
@@ -127,16 +129,20 @@ def make_plan(
     dtype: str = "auto",
     offload: bool = False,
 ) -> Plan:
-    """Decide where every network goes; the same machine and wishes always give the same plan.
+    """Decide where every network goes; the same arguments always give the same plan.
 
     Args:
-        machine: what there is.
-        needs: of every network, by name.
+        machine: the GPUs that there are.
+        needs: what each network needs, by name.
         device: "auto" (the first two usable GPUs if both are large enough, else the first, else the
             CPU), "cpu", "cuda", "cuda:N", or two devices "cuda:M,cuda:N" (encoders on the second, the
             other networks on the first).
         dtype: see `precision.network_dtype`.
         offload: keep weights in main memory and bring one network at a time to the GPU.
+
+    Raises:
+        InputError: ``device`` or ``dtype`` is not known.
+        PlacementError: the device is missing, or PyTorch was not built for it.
     """
     chosen = _choose_devices(machine, device)
     gpus = {name: machine.gpus[int(name.removeprefix("cuda:"))] for name in chosen if name != "cpu"}
@@ -159,7 +165,7 @@ def make_plan(
     for name, gpu in gpus.items():
         needed = sum(size for network, size in sizes.items() if devices[network] == name) + WORKING_BYTES
         if needed > gpu.memory_bytes:
-            if device == "auto" and len(chosen) == 2:  # such as a small one for the screen
+            if device == "auto" and len(chosen) == 2:  # one may be small, such as the one for the screen
                 return make_plan(machine, needs, chosen[0], dtype)
             note = (
                 f"{gpu.name} ({name}) has {_gib(gpu.memory_bytes)}, the networks need about {_gib(needed)}: "
@@ -170,12 +176,12 @@ def make_plan(
 
 
 def one_device(machine: Machine, device: str) -> str:
-    """The device for a single network: the first of those that `make_plan` would use."""
+    """Return the device for a single network: the first of those that `make_plan` would use."""
     return _choose_devices(machine, device)[0]
 
 
 def _choose_devices(machine: Machine, device: str) -> list[str]:
-    """Device names for the first networks, then encoders; one name where both share it."""
+    """Return two devices, the second one for the encoders, or one device for all networks."""
     available = [f"cuda:{index}" for index in range(len(machine.gpus))]
     if device == "auto":
         usable = [name for name, gpu in zip(available, machine.gpus, strict=True) if gpu.usable]
@@ -208,16 +214,16 @@ def _gib(size: int) -> str:
 
 
 class Placement:
-    """Ready networks, moved as the plan says; weights are only read from here on."""
+    """Moves ready networks as a plan says; their weights do not change any more."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        # Where each tensor of an offloaded network is kept, and what it is between visits to the GPU.
+        # Each tensor of an offloaded network: the table and key that hold it, and its value in main memory.
         self._home: dict[str, list[tuple[dict[str, Any], str, Tensor]]] = {}
-        self._visit = threading.Lock()  # held by the one that is on the GPU
+        self._visit = threading.Lock()  # held while an offloaded network is on the GPU
 
     def place(self, name: str, module: nn.Module) -> None:
-        """Take charge of a ready network and bring it to its device, unless it is offloaded."""
+        """Move a ready network to its device; an offloaded one stays in main memory."""
         if self.plan.offload:
             self._home[name] = [
                 (table, key, tensor)
@@ -231,7 +237,7 @@ class Placement:
 
     @contextmanager
     def on_device(self, name: str) -> Iterator[None]:
-        """The named network is on its device inside of this block; offloaded ones wait for each other."""
+        """Have the named network on its device inside the block; offloaded networks take turns."""
         if not self.plan.offload:
             yield
             return
@@ -254,7 +260,11 @@ class Placement:
 
 @contextmanager
 def memory_errors(advice: str = _ADVICE) -> Iterator[None]:
-    """Turn running out of memory into a message that says what to try; the memory is given back."""
+    """Turn errors of running out of memory into one that says what to try; frees the memory.
+
+    Raises:
+        PlacementError: memory ran out inside the block.
+    """
     import torch
 
     try:
@@ -266,11 +276,11 @@ def memory_errors(advice: str = _ADVICE) -> Iterator[None]:
         elif isinstance(error, torch.OutOfMemoryError):
             message = str(error).split(". ")[0]
         else:
-            # Neither PyTorch's CPU allocator nor CUDA's libraries have an exception class of their own.
+            # PyTorch's CPU allocator and CUDA's libraries raise a plain RuntimeError.
             message = next((words for sign, words in _OUT_OF_MEMORY.items() if sign in str(error)), "")
         if not message:
             raise
-        # The frames that failed hold activations, and the error that we raise holds those frames.
+        # The traceback's stack frames hold activations; without this, the error raised below would keep them.
         traceback.clear_frames(error.__traceback__)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

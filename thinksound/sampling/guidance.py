@@ -1,4 +1,4 @@
-"""Classifier-free guidance (https://arxiv.org/abs/2207.12598) around a velocity network."""
+"""Classifier-free guidance (https://arxiv.org/abs/2207.12598) of a velocity network."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .solvers import Velocity
 
 
 class VelocityNetwork(Protocol):
-    """A network that turns features into conditions once, and latents into a velocity at every step."""
+    """A network that turns features into conditions once, and predicts velocities at times from 1 to 0."""
 
     @property
     def project(self) -> Callable[..., Any]:
-        """Features, then the number of latent frames, to conditions."""
+        """Takes features and the number of latent frames; returns conditions."""
 
     @property
     def velocity(self) -> Callable[..., Tensor]:
-        """Latents ``(B, C, T)``, times ``(B,)`` from 1 to 0 and conditions to the velocity ``(B, C, T)``."""
+        """Takes latents ``(B, C, T)``, times ``(B,)`` and conditions; returns the velocity ``(B, C, T)``."""
 
     @property
     def empty_features(self) -> Callable[[int, int], tuple[Tensor, ...]]:
-        """From the numbers of clip and sync features to null features, in `project`'s order."""
+        """Takes the numbers of clip and sync features; returns null features in the order of `project`."""
 
 
 def guided_velocity(
@@ -34,20 +34,19 @@ def guided_velocity(
     guidance_scale: float,
     absent: Sequence[Tensor] | None = None,
 ) -> Velocity:
-    """The network's velocity under conditions, pushed away from its velocity without them.
+    """Return the velocity under conditions, extrapolated away from the velocity without them.
 
-    Conditions are projected here, once. With a scale above 1 the conditional and the
-    unconditional half run as one batch.
+    Projects the conditions once. With a scale above 1, the conditional and the unconditional half run as one
+    batch.
 
     Args:
         network: the diffusion transformer.
-        features: what it is conditioned on, in the order of its ``project``, each with batch axis;
-            clip features first, synchronisation features second.
-        latent_length: T, latent frames to generate.
-        guidance_scale: 1 follows the conditions as trained, and so does anything less; larger
-            exaggerates them.
-        absent: what the unconditional half gets instead of ``features``; the network's null features
-            unless given. A negative text has its place here.
+        features: its conditions in the order of ``project``, each ``(B, N, D)``; clip features first,
+            synchronisation features second.
+        latent_length: T, the number of latent frames to generate.
+        guidance_scale: 1 or less follows the conditions as trained; more exaggerates them.
+        absent: features for the unconditional half; by default the network's null features. A negative
+            prompt is given here.
     """
     if guidance_scale <= 1:
         conditions = network.project(*features, latent_length)
@@ -71,5 +70,5 @@ def guided_velocity(
 
 
 def _times(latents: Tensor, time: float) -> Tensor:
-    # float64, so that a family which counts the other way gets one minus this time without a rounding.
+    # float64, so that a family whose time runs the other way can compute one minus this time exactly.
     return torch.full((len(latents),), time, dtype=torch.float64, device=latents.device)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def draw_noise(seed: int, channels: int, latent_length: int, channels_last: bool = False) -> Tensor:
-    """Standard normal noise ``(1, C, T)``, drawn on the CPU so that a seed means the same everywhere.
+    """Draw standard normal noise ``(1, C, T)`` float32, on the CPU so that a seed gives the same everywhere.
 
-    These are the numbers that ``torch.manual_seed(seed)`` followed by ``torch.randn`` gives, for
-    ``channels_last`` those of a tensor ``(1, T, C)``.
+    The values are those of ``torch.manual_seed(seed)`` followed by ``torch.randn(1, C, T)``, or with
+    ``channels_last`` by ``torch.randn(1, T, C)``, transposed.
     """
     generator = torch.Generator().manual_seed(seed)
     if channels_last:
