@@ -1,1 +1,1 @@
-"""What predict.py needs around the pipeline: inputs within limits, and a server that ends or recovers."""
+"""What predict.py needs around the pipeline: limits for inputs, and a server that recovers or ends."""

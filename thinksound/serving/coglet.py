@@ -1,4 +1,4 @@
-"""Two habits of Cog's server that a model can mend: it refuses null, and leaves folders behind."""
+"""Works around two faults of Cog's server: it refuses null, and leaves folders behind."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .watchdog import is_server
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = Path(".cog/openapi_schema.json")  # what the server checks inputs by; it reads it after setup()
-PREDICTIONS = Path("/tmp/coglet/predictions")  # wherever TMPDIR points
+SCHEMA = Path(".cog/openapi_schema.json")  # by which the server checks inputs; it reads it after setup()
+PREDICTIONS = Path("/tmp/coglet/predictions")  # the server uses this folder whatever TMPDIR says
 
 
 def accept_null(schema: Path) -> None:
-    """Let null stand for every input that may be left out, as forms send what is not filled in.
+    """Rewrite the schema to allow null for every optional input, because web forms send it for empty fields.
 
-    Cog describes an optional input as ``"type": "number", "nullable": true`` and checks the type alone.
+    Cog describes an optional input as ``"type": "number", "nullable": true``, but checks only the type.
     """
-    if not schema.exists():  # not an image: the server checks no types
+    if not schema.exists():  # outside an image there is no schema, and the server checks no types
         return
     document = json.loads(schema.read_text())
     inputs = document["components"]["schemas"]["Input"]
@@ -41,9 +41,9 @@ def accept_null(schema: Path) -> None:
 
 
 def remove_folders(before: float) -> None:
-    """Remove the empty folders of predictions that began before a time, in seconds since 1970.
+    """Remove the empty folders of predictions that began before ``before``, in seconds since 1970.
 
-    Nothing is removed while another server, to whose predictions they may belong, runs on the machine.
+    Removes nothing while another server runs on the machine, because the folders may be its own.
     """
     processes = Path("/proc")
     if not (PREDICTIONS.is_dir() and processes.is_dir()):  # macOS has no /proc
@@ -60,9 +60,9 @@ def remove_folders(before: float) -> None:
 
 
 def fill_in(function: Callable[..., Any], *values: Any) -> list[Any]:
-    """The values of a function's last parameters, null replaced by the parameter's default."""
+    """Return ``values``, the arguments for the last parameters of ``function``, with defaults for None."""
     defaults = list(inspect.signature(function).parameters.values())[-len(values) :]
-    # Cog itself puts the default in the place of Input(...) when it loads the predictor.
+    # When Cog loads the predictor, it replaces Input(...) by its default.
     return [
         getattr(each.default, "default", each.default) if value is None else value
         for value, each in zip(values, defaults, strict=True)

@@ -1,7 +1,7 @@
-"""The files of a request: each a data, http or https URL, fetched within limits.
+"""Fetches the files of a request, each from a data, http or https URL, within limits.
 
-Left to Cog, the URL would be fetched before predict() runs: of any size, for any time, from any address that
-the server reaches, and a file that does not fit on the disk would stay there. ``requests`` comes with Cog.
+Cog itself would fetch a URL before predict() runs, whatever its size, for any time, and from any address that
+the server reaches; a file that does not fit on the disk would stay there. ``requests`` comes with Cog.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from urllib3.exceptions import HTTPError
 from .. import __version__
 from ..errors import InputError
 
-_SILENCE_S = 10.0  # a server that sends nothing for so long is given up
+_SILENCE_S = 10.0  # the transfer ends if the other server sends nothing for so long
 _REDIRECTS = 5
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -39,7 +39,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one input may take."""
+    """Limits of one input."""
 
     megabytes: int = 2000  # three minutes at 90 Mbit/s
     seconds: float = 600.0
@@ -47,10 +47,10 @@ class Limits:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Limits:
-        """The limits of THINKSOUND_MAX_INPUT_MB and THINKSOUND_PRIVATE_URLS.
+        """Read THINKSOUND_MAX_INPUT_MB and THINKSOUND_PRIVATE_URLS.
 
         Raises:
-            InputError: THINKSOUND_MAX_INPUT_MB is no whole number from 1 on.
+            InputError: THINKSOUND_MAX_INPUT_MB is not a whole number of at least 1.
         """
         megabytes = environment.get("THINKSOUND_MAX_INPUT_MB") or str(cls.megabytes)
         if not re.fullmatch(r"0*[1-9][0-9]{0,8}", megabytes):
@@ -62,26 +62,27 @@ class Limits:
 
 
 def fetch(url: object, folder: Path, limits: Limits, name: str = "video") -> Path:
-    """Write what a URL holds to a file in ``folder``; the scheme may be in capitals.
+    """Write the content of a URL to a file in ``folder`` and return its path.
 
-    An asynchronous exception, as Cog's cancelling is, ends the transfer within a tenth of a second.
+    An asynchronous exception, such as Cog's cancellation, ends the transfer within a tenth of a second.
 
     Args:
-        url: as it came in the request.
-        folder: of the request.
-        limits: of one input.
-        name: of the input, for messages.
+        url: as it came in the request; the scheme may be in capitals.
+        folder: the folder of the request.
+        limits: the limits of this input.
+        name: the name of the input, for messages.
 
     Raises:
-        InputError: it is no data, http or https URL; the address is not allowed, does not answer, breaks
-            off, or takes longer than the limit; the content is larger than the limit or the disk.
+        InputError: this is not a data, http or https URL; the address is not allowed or does not answer; the
+            transfer breaks off or takes longer than the limit; the content is larger than the limit or than
+            the free space on the disk.
     """
     scheme = url.strip().partition(":")[0].lower() if isinstance(url, str) else ""
     if not isinstance(url, str) or scheme not in ("data", "http", "https"):
         raise InputError(f"{name} {repr(url)[:100]} is no URL; give an http, https or data URL")
     try:
         return (_from_data if scheme == "data" else _from_web)(url.strip(), folder / name, limits)
-    except InputError as error:  # those below are in the words for a video
+    except InputError as error:  # the messages below begin with "video"
         raise InputError(f"{name}{str(error).removeprefix('video')}") from None
     except OSError as error:
         if error.errno in _FULL:
@@ -105,9 +106,9 @@ def _from_data(url: str, stem: Path, limits: Limits) -> Path:
     content = urllib.parse.unquote_to_bytes(text)
     if "base64" in parameters:
         content = b"".join(content.split()).rstrip(b"=")
-        content += b"=" * (-len(content) % 4)  # may be left out
+        content += b"=" * (-len(content) % 4)  # padding may be left out
         try:
-            content = base64.b64decode(content, altchars=b"-_", validate=True)  # both alphabets
+            content = base64.b64decode(content, altchars=b"-_", validate=True)  # takes both alphabets
         except ValueError as error:
             raise InputError(f"video: a damaged data URL ({error}); give data:video/mp4;base64,…") from None
     if len(content) > limits.megabytes * 1e6:
@@ -121,7 +122,7 @@ def _from_web(url: str, stem: Path, limits: Limits) -> Path:
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname
-    except ValueError:  # brackets without an end
+    except ValueError:  # an opening bracket without a closing one
         host = None
     if not host:
         raise InputError(f"video {url[:100]!r} names no host; give http://host/file.mp4")
@@ -132,7 +133,7 @@ def _from_web(url: str, stem: Path, limits: Limits) -> Path:
     try:
         transfer.start()
         while transfer.is_alive() and time.monotonic() < end:
-            transfer.join(0.1)  # cancelling arrives between two of these, not while a thread waits for bytes
+            transfer.join(0.1)  # Cog's cancellation arrives between two joins, not during a longer wait
         if transfer.is_alive():
             raise InputError(
                 f"video: not complete after {limits.seconds:g} s ({transfer.done / 1e6:.1f} MB came); "
@@ -141,7 +142,7 @@ def _from_web(url: str, stem: Path, limits: Limits) -> Path:
     finally:
         transfer.abort()
     error = transfer.error
-    # ValueError: a name or a redirect that is no URL.
+    # ValueError: the host name or a redirect is not valid.
     if isinstance(error, requests.RequestException | HTTPError | ValueError) and not isinstance(
         error, InputError
     ):
@@ -152,7 +153,7 @@ def _from_web(url: str, stem: Path, limits: Limits) -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the root of an error of requests, without the URL, which may hold a key."""
+    """Return the cause of an error of requests, without the URL, which may hold a secret."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the answer is {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.TooManyRedirects):
@@ -165,7 +166,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _Transfer(threading.Thread):
-    """One file from the web. A thread of its own, since nothing interrupts a thread that waits for bytes."""
+    """Fetches one file in a thread of its own, since nothing interrupts a thread that waits for bytes."""
 
     def __init__(self, url: str, path: Path, limits: Limits) -> None:
         super().__init__(daemon=True)
@@ -181,9 +182,9 @@ class _Transfer(threading.Thread):
             self.error = error
 
     def abort(self) -> None:
-        """End the transfer, wherever it waits."""
+        """End the transfer by closing its connections."""
         for connected in self._sockets:
-            with suppress(OSError):  # no longer connected
+            with suppress(OSError):  # not connected any more
                 connected.shutdown(socket.SHUT_RDWR)
 
     def _copy(self) -> None:
@@ -206,11 +207,12 @@ class _Transfer(threading.Thread):
 
 
 class _Adapter(HTTPAdapter):
-    """Connections that can be ended from outside, and that reach public addresses alone unless ``private``.
+    """Makes connections that can be ended from outside, and only to public addresses unless ``private``.
 
-    Every connection is checked, of redirects too, and by the address that it has in the end: a name that
-    leads elsewhere the second time it is looked up gains nothing. Where a proxy is set (HTTP_PROXY), the
-    proxy looks names up and decides; its connections are urllib3's own.
+    Every connection is checked, including those of redirects: before it is made, by the addresses of the host
+    name, and afterwards, by the address it is connected to, because a second look-up of the name may give
+    another address. If a proxy is set (HTTP_PROXY), it looks names up and decides; its connections are not
+    checked.
     """
 
     def __init__(self, opened: Callable[[socket.socket], None], private: bool) -> None:
@@ -233,7 +235,7 @@ class _Adapter(HTTPAdapter):
         class CheckedTLS(Checked, HTTPSConnection):
             def connect(self) -> None:
                 super().connect()
-                opened(self.sock)  # in the place of the one that was wrapped
+                opened(self.sock)  # the TLS socket, which replaces the plain one
 
         self._pools = {
             "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": Checked}),
@@ -247,7 +249,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _check_address(text: str) -> None:
-    """Raise `InputError` for an address that is not one of the public internet."""
+    """Raise `InputError` if an address does not belong to the public internet."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour

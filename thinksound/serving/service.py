@@ -1,4 +1,4 @@
-"""What predictors for Cog share: set-up from the environment, one request, what is reported of it."""
+"""What the predictors for Cog share: set-up from the environment, running a request, logs and metrics."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from .worker import Worker
 logger = logging.getLogger("thinksound.predict")
 log_progress = partial(logger.info, "%s %d/%d")
 
-BILLED = ("audio_output_duration_seconds", "video_output_duration_seconds")  # names that Replicate knows
+BILLED = ("audio_output_duration_seconds", "video_output_duration_seconds")  # metrics that Replicate knows
 
 
 class Served:
-    """A pipeline behind Cog; a predictor is a subclass of this and of Cog's class, with its own inputs."""
+    """A pipeline served by Cog; a predictor inherits from this and from Cog's class, and adds its inputs."""
 
     default_preset = DEFAULT_PRESET
-    families: ClassVar[tuple[str, ...]] = ("thinksound", "tiny")  # of presets that its inputs fit
-    input_names: ClassVar[Mapping[str, str]] = {}  # of options that the model's inputs call otherwise
-    cancelled: type[BaseException]  # what Cog raises in a request that is cancelled
-    record_metric: Callable[[str, Any], None]  # Cog's
+    families: ClassVar[tuple[str, ...]] = ("thinksound", "tiny")  # whose presets the inputs fit
+    input_names: ClassVar[Mapping[str, str]] = {}  # option to input, where the names differ
+    cancelled: type[BaseException]  # the exception that Cog raises in a request that is cancelled
+    record_metric: Callable[[str, Any], None]  # a method of Cog's class
 
     worker: Worker
     limits: Limits
     pipeline: Pipeline
 
     def setup(self) -> None:
-        """Fetch the weights that are missing, load the networks, and run each of them once."""
+        """Download missing weights, load the networks, and run each of them once."""
         logging.basicConfig(stream=sys.stdout, format="%(message)s")
         logging.getLogger("thinksound").setLevel(logging.INFO)
         self.worker = Worker()
@@ -86,12 +86,15 @@ class Served:
         ask: Callable[[Mapping[str, Path]], Result],
         sound_alone: str = "",
     ) -> Path:
-        """Run one request and report its times.
+        """Run one request, report notes, seed and metrics, and return the file with the result.
 
         Args:
-            sources: by the name of the input what Cog gave for it: a URL, or the path of a file.
-            ask: makes the result; called with the files of ``sources``.
-            sound_alone: ending of the file where there is no picture, such as ".flac".
+            sources: what Cog passed for each input that is a file: a URL or a path.
+            ask: makes the result; called with the files of ``sources`` by the names of the inputs.
+            sound_alone: ending of the file if there is neither video nor image, such as ".flac".
+
+        Raises:
+            ThinkSoundError: with a message for the user, without names of temporary files.
         """
         files: dict[str, Path] = {}
         try:
@@ -107,7 +110,7 @@ class Served:
                 output = self.worker.output(".mp4" if has_picture else sound_alone)
                 notes = (*result.notes, *result.save(output))
                 timings = result.timings | {"mux": time.perf_counter() - start}
-        except ThinkSoundError as error:  # shown without the names of files in the temporary folder
+        except ThinkSoundError as error:
             message = str(error)
             if isinstance(error, InputError):
                 message = self._renamed(message, error.option)
