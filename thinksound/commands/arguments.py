@@ -18,14 +18,14 @@ from ..runtime.precision import DTYPES
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
 
-# Options whose flag is not their name in Python.
+# Options whose flag differs from their name in Python.
 _FLAGS = {"num_inference_steps": "steps", "duration_s": "duration", "ema_decay": "ema", "clip_norm": "clip"}
-# Names of the same options elsewhere, for "did you mean".
+# Names that the same options have in other programs, for "did you mean".
 _ELSEWHERE = {**OLDER_NAMES, **_FLAGS, "prompt": "caption", "text": "caption"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says which option was meant, in the place of one that it does not know."""
+    """A parser that suggests the option that was meant instead of an unknown one."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -49,7 +49,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> None:
-    """Which networks, from where, and where they run; ``preset`` is the default."""
+    """Add the options that say which networks are loaded, from where and onto which device.
+
+    ``preset`` is the default of ``--preset``.
+    """
     model = parser.add_argument_group("model")
     add_preset(model, preset, "; tiny is bundled: small, trained on made clips")
     add_weights_dir(model)
@@ -68,7 +71,7 @@ def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> 
 
 
 def load_pipeline(arguments: argparse.Namespace, progress: Progress) -> Pipeline:
-    """The networks that the arguments of `add_model` name, loaded."""
+    """Load the networks that the options of `add_model` name."""
     from ..pipeline import load
 
     return load(
@@ -82,33 +85,33 @@ def load_pipeline(arguments: argparse.Namespace, progress: Progress) -> Pipeline
 
 
 def add_preset(parser: argparse._ActionsContainer, default: str = DEFAULT_PRESET, more: str = "") -> None:
-    """``--preset``; ``more`` is what the help says beside the default."""
+    """Add ``--preset``; the help says ``more`` after the default."""
     parser.add_argument(
         "--preset", choices=list(PRESETS), default=default, help=f"(default: %(default)s){more}"
     )
 
 
 def add_one_device(parser: argparse._ActionsContainer) -> None:
-    """``--device`` of a command that computes on one device."""
+    """Add ``--device`` for a command that computes on one device."""
     parser.add_argument(
         "--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
     )
 
 
 def add_output_folder(parser: argparse._ActionsContainer, metavar: str, what: str = "folder") -> None:
-    """``--output``, a folder that must be named."""
+    """Add ``--output``, a required folder."""
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar=metavar, help=f"{what}, made if missing"
     )
 
 
 def add_quiet(parser: argparse._ActionsContainer, what: str = "no progress") -> None:
-    """``--quiet``; ``what`` is what the command then leaves out."""
+    """Add ``--quiet``; ``what`` says what it leaves out, for the help."""
     parser.add_argument("-q", "--quiet", action="store_true", help=what)
 
 
 def add_part(parser: argparse._ActionsContainer, what: str) -> None:
-    """``--part``, for several processes on one folder; ``what`` says what is parted among them."""
+    """Add ``--part``, which divides work among processes with one folder; ``what`` is the help."""
     parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help=what)
 
 
@@ -146,17 +149,17 @@ def number(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """A whole number; 24.0 is one too."""
+    """Read a whole number, also if it is written as 24.0."""
     with suppress(ValueError):
         return int(text)
     with suppress(ValueError):
-        if float(text).is_integer():  # as infinity and NaN are not
+        if float(text).is_integer():  # false for infinity and NaN
             return int(float(text))
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
 
 
 def within(limits: Limits) -> Callable[[str], float]:
-    """A reader of numbers whose message tells the limits, too; `Options` holds a number to them."""
+    """Return a reader of numbers whose error message gives the limits; `Options` checks them."""
 
     def read(text: str) -> float:
         try:
@@ -168,9 +171,9 @@ def within(limits: Limits) -> Callable[[str], float]:
 
 
 def as_typed(error: ThinkSoundError, arguments: argparse.Namespace) -> str:
-    """The message of an error, with an option named as the command line spells it.
+    """Return the message of an error, with the option spelt as on the command line.
 
-    Only options of this command: what is wrong in a table of captions was not typed as ``--caption``.
+    Only options of this command are respelt: a caption in a table was not typed as ``--caption``.
     """
     message = str(error)
     if isinstance(error, InputError) and error.option:
@@ -181,7 +184,7 @@ def as_typed(error: ThinkSoundError, arguments: argparse.Namespace) -> str:
 
 
 def part(text: str) -> tuple[int, int]:
-    """A share of the work, as in ``2/4``."""
+    """Read a share of the work, such as ``2/4``, as index and count."""
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
         return int(index), int(count)

@@ -1,4 +1,4 @@
-"""`thinksound evaluate`: how good a model's sounds are, on made data or on files."""
+"""`thinksound evaluate`: measures the sounds of a model, on synthetic clips or on files."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _add_judges(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run_made(arguments: argparse.Namespace) -> None:
-    # What can be wrong in a moment is looked at before the networks are loaded.
+    # Checks that take a moment come before the networks are loaded.
     from ..evaluation.made.evaluate import evaluate_made
     from ..evaluation.made.judges import judges_folder, load_judges
 
@@ -127,7 +127,7 @@ def run_made(arguments: argparse.Namespace) -> None:
 
 
 def evaluation_options(arguments: argparse.Namespace) -> EvaluationOptions:
-    """What the arguments of ``evaluate made`` ask for."""
+    """Return the options that the arguments of ``evaluate made`` describe."""
     return EvaluationOptions(
         splits=tuple(arguments.split or SPLITS),
         count=arguments.count,

@@ -1,4 +1,4 @@
-"""`thinksound evaluate folder`: the field's metrics on files, against true sounds, captions and pictures."""
+"""`thinksound evaluate folder`: common metrics on files, against true sounds, captions and videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import WeightsError
 from .arguments import add_one_device, add_quiet, add_weights_dir
 from .progress import Bars
 
-_LISTED = 20  # skipped clips that are shown; the result has all
+_LISTED = 20  # skipped clips that are printed; the result lists all
 
 if TYPE_CHECKING:
     from ..data.clips import Skipped
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..media.files import check_output
     from ..runtime.placement import detect_machine, memory_errors, one_device
 
-    # What can be wrong in a moment is looked at before the networks are loaded.
+    # Checks that take a moment come before the networks are loaded.
     check_output(arguments.output, (".json",))
     clips, unpaired = find_clips(
         arguments.generated, arguments.reference, arguments.captions, arguments.videos
@@ -113,7 +113,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _complete(weights_dir: Path, keys: list[str], fetch: bool, bars: Bars) -> None:
-    """Make sure that the weights are there; raises WeightsError that says how to get them."""
+    """Download missing weights if ``fetch``.
+
+    Raises:
+        WeightsError: weights are missing; the message says how to get them.
+    """
     from ..checkpoints.download import download
     from ..checkpoints.locate import describe_missing, missing
 

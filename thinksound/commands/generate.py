@@ -1,4 +1,4 @@
-"""`thinksound generate`: videos in, the same videos with their sound out."""
+"""`thinksound generate`: writes videos with generated sound."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def run(arguments: argparse.Namespace) -> None:
             return False
         return True
 
-    # Minutes of work hang on these names: look at them before, not after.
+    # Inputs and outputs are checked first, because generating takes minutes.
     ready = [video for video in videos if succeeds(video, partial(probe, video))]
     if ready:
         _family(arguments, options, texts)
@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _family(arguments: argparse.Namespace, options: Options, texts: Texts) -> Family:
-    """The family of the preset; raises `InputError` where it does not take what was asked for."""
+    """Return the family of the preset; raises `InputError` if it does not take what was asked for."""
     from ..families.find import family_of
 
     family = family_of(get_preset(arguments.preset))
@@ -182,7 +182,7 @@ def _family(arguments: argparse.Namespace, options: Options, texts: Texts) -> Fa
 def _without_video(
     arguments: argparse.Namespace, options: Options, texts: Texts, folder: Path | None
 ) -> None:
-    """The sound of a text, or of a still image."""
+    """Generate the sound of a text or of a still image."""
     from ..media.audio import SOUND_FORMATS
     from ..media.files import check_output, make_folder
     from ..media.still import read_image
@@ -204,7 +204,7 @@ def _without_video(
 
 
 def _expand(names: Sequence[str]) -> list[str]:
-    """The names, with patterns replaced by what they match: the shells of Windows leave that to a program."""
+    """Replace patterns among the names by the files that match; Windows shells leave that to the program."""
     from ..media.files import exists
 
     videos: list[str] = []
@@ -217,7 +217,7 @@ def _expand(names: Sequence[str]) -> list[str]:
 
 
 def _own_results(videos: Sequence[str]) -> list[str]:
-    """Videos that were made from others of them: what ``*.mp4`` takes in, too, the second time."""
+    """Return the videos that are results of others among them; ``*.mp4`` matches these the second time."""
     from ..media.probe import is_own_result
 
     sources = "|".join(re.escape(Path(video).stem) for video in videos)
@@ -226,7 +226,7 @@ def _own_results(videos: Sequence[str]) -> list[str]:
 
 
 def _folder(output: str | None) -> Path | None:
-    """Where results get names of their own; None where ``output`` is the name of a file."""
+    """Return the folder in which results are named after their videos; None if ``output`` is a file."""
     from ..media.files import exists
 
     if output is None:
@@ -242,7 +242,7 @@ def _check_several(arguments: argparse.Namespace, videos: Sequence[str], folder:
     from ..media.files import exists
 
     for video in videos:
-        # Words of a text without quotes would be taken for videos, and the rest of it for the text.
+        # Without quotes, the first word of a text becomes the caption, and the other words become videos.
         if not Path(video).suffix and not exists(Path(video)):
             raise InputError(
                 f'{video}: no such file; a text of several words is one argument in quotes: --caption "a dog"'
@@ -313,7 +313,7 @@ def _generate(
         result.dump(arguments.dump)
     if arguments.audio is not None:
         result.save(arguments.audio)
-    # Chosen now: another process may have taken the name that was free before.
+    # Chosen only now, because another process may have taken the name meanwhile.
     output = _output(arguments, folder, video)
     notes = (*result.notes, *result.save(output))
     arguments.interrupted = f"the last result is {output}"
@@ -325,7 +325,7 @@ def _generate(
     say(f"Seed {result.seed}")
     for path in (output, arguments.audio, arguments.dump):
         if path is not None:
-            # A script needs the name as it is, a terminal must not obey it.
+            # A script needs the exact name; on a terminal, control characters must have no effect.
             print(printable(str(path)) if sys.stdout.isatty() else path)
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""`thinksound info`: what a video holds, or what is installed."""
+"""`thinksound info`: describes a video, or the installation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _describe_video(video: str) -> None:
     print(f"  pictures     {decoded.frame_count} presented, the first at {decoded.start_s:.3f} s")
     used = (f"{len(decoded.frames[view.name])} at {view.fps} fps" for view in families[0].views)
     print(f"  used         {', '.join(used)}")
-    generated: dict[str, list[str]] = {}  # in words, and the presets that it is true of
+    generated: dict[str, list[str]] = {}  # description of the sound to the presets that it applies to
     for family in families:
         latents, samples = (
             count(decoded.duration_s) for count in (family.sound.latent_length, family.sound.sample_count)

@@ -1,4 +1,4 @@
-"""`thinksound make-data`: clips with known truth."""
+"""`thinksound make-data`: writes synthetic clips with known truth."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not 0 <= first <= MAX_SEED - count + 1:
         raise InputError(f"--seed {first}: {count} clips need a seed from 0 to {MAX_SEED - count + 1}")
     make_folder(arguments.output)
-    write_captions(arguments.output, {})  # where it cannot be written, that is said before the work
+    write_captions(arguments.output, {})  # fails before the work if the folder is not writable
     scenes: dict[str, Scene] = {}
     try:
         with Bars(arguments.quiet) as bars:

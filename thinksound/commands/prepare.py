@@ -1,4 +1,4 @@
-"""`thinksound prepare`: files or made scenes in, features for training out."""
+"""`thinksound prepare`: encodes files or synthetic clips into features for training."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> None:
-    # What can be wrong in a moment is looked at before the networks are loaded.
+    # Checks that take a moment come before the networks are loaded.
     from ..data.clips import Source
     from ..data.sources import made_sources
     from ..data.tables import read_table

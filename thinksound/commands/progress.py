@@ -1,4 +1,4 @@
-"""Progress of the command line: bars on a terminal, lines elsewhere."""
+"""Shows progress on the command line: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ STAGES = {
 
 
 def _line(stage: str, done: int, total: int) -> None:
-    # Written at once, with its line break: stages may run side by side, in threads.
+    # One write with the line break, because stages may run side by side in threads.
     sys.stderr.write(f"{STAGES.get(stage, stage)} {done:,}/{total:,}\n")
     sys.stderr.flush()
 
 
 class Bars:
-    """One progress bar per stage on standard error; a line for each tenth where that is no terminal.
+    """A `Progress` with one bar per stage on standard error, or a line for each tenth if it is no terminal.
 
-    ``with Bars(quiet) as bars`` closes the bars at the end, whatever happens.
+    ``with Bars(quiet) as bars`` closes the bars at the end, also after an error.
     """
 
     def __init__(self, quiet: bool) -> None:
@@ -57,7 +57,7 @@ class Bars:
             bar.close()
 
     def note(self, stage: str, text: str) -> None:
-        """Show a text beside the bar of a stage that has begun."""
+        """Show a text beside the bar of a stage, if the stage has begun."""
         if stage in self._bars:
             self._bars[stage].set_postfix_str(text)
 

@@ -1,8 +1,8 @@
-"""Standard output and standard error of the command line: no state of theirs ends a command.
+"""Standard output and standard error of the command line, made so that writing to them never fails.
 
-A character that the encoding of a terminal lacks is written as ``\\u89c6``. A reader that has gone, as in
-``thinksound info | head -1``, is no error, and what it would have read is dropped. A device that takes no
-more, such as a full disk, is remembered for the exit status, and the command goes on: its result is a file.
+A character that the terminal's encoding lacks is written as ``\\u89c6``. If the reader has gone, as in
+``thinksound info | head -1``, further output is dropped without an error. If the output cannot be written,
+as on a full disk, the command goes on, because its result is a file, and the exit status reports the loss.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StandardStreams:
         self._errors.release()
 
     def settle(self, status: int) -> int:
-        """The exit status of a command that ended with ``status``: an error if its output was lost."""
+        """Return the exit status of a command that ended with ``status``; an error if output was lost."""
         self._output.flush()
         if self._output.lost is None:
             return status
@@ -44,11 +44,11 @@ class StandardStreams:
 
 
 class _Stream:
-    """A text stream whose writes never fail; everything else is that of the stream underneath."""
+    """A text stream whose writes never fail; all else is passed on to the stream underneath."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self.lost: str | None = None  # why something that was to be read by someone was not written
-        self._broken = stream is None  # Python has no object for a stream that was closed from the start
+        self.lost: str | None = None  # why output was lost, if a reader may miss it
+        self._broken = stream is None  # Python uses None for a stream that was closed from the start
         self._stream: TextIO = io.StringIO() if stream is None else stream
         self._handler: str | None = None
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
@@ -74,27 +74,27 @@ class _Stream:
                 self._give_up(error)
 
     def release(self) -> None:
-        """Leave the stream underneath as it was."""
+        """Restore the settings of the stream underneath."""
         self.flush()
         if self._handler is not None and not self._broken:
             cast(io.TextIOWrapper, self._stream).reconfigure(errors=self._handler)
 
     def _give_up(self, error: OSError) -> None:
         self._broken = True
-        # EINVAL is what Windows says of a pipe without a reader.
+        # Windows reports a pipe without a reader as EINVAL.
         if not isinstance(error, BrokenPipeError) and error.errno != errno.EINVAL:
             self.lost = error.strerror
-        # Python flushes its buffers again when it ends, and would complain about what they still hold.
+        # When Python ends, it flushes its buffers again; the null device takes what they still hold.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
 
 
 def _fill_closed_descriptors() -> None:
-    """Open the null device where the caller has closed standard input, output or error.
+    """Open the null device for each of standard input, output and error that the caller has closed.
 
-    Otherwise the next file that is opened gets the number, and what a library writes to standard error
-    ends up in a video.
+    Otherwise the next file that is opened would get its number, and what a library writes to standard error
+    would end up in a video.
     """
     for descriptor in range(3):
         try:

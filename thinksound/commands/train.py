@@ -1,4 +1,4 @@
-"""`thinksound train`: clips or sounds in, a trained network out."""
+"""`thinksound train`: trains a network on prepared clips or on sounds."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def _run_dit(arguments: argparse.Namespace) -> None:
 
 
 def dit_run(arguments: argparse.Namespace) -> DiTRun:
-    """The training that the arguments of ``train dit`` describe."""
+    """Return the training run that the arguments of ``train dit`` describe."""
     return DiTRun(
         preset=arguments.preset,
         data=arguments.data,
@@ -285,7 +285,7 @@ def _loop(arguments: argparse.Namespace, sample_every: int = 0) -> LoopOptions:
 
 
 class _Report(Bars):
-    """Progress of a run and rows of its log; of several processes, the first one alone writes."""
+    """Shows the progress of a run and rows of its log; of several processes, only the first one writes."""
 
     def __init__(self, quiet: bool, steps: int) -> None:
         self._speaks = os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""`thinksound train export` and `train merge`: what was trained, as weights for the other commands."""
+"""`thinksound train export` and `train merge`: write trained weights for the other commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_parsers(networks: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def add_source(start: argparse._ActionsContainer) -> None:
-    """``--preset`` and ``--from``: the weights at the first step (`training.options.Start`)."""
+    """Add ``--preset`` and ``--from``: the weights at the first step (`training.options.Start`)."""
     add_preset(start)
     start.add_argument(
         "--from",

@@ -1,4 +1,4 @@
-"""`thinksound weights`: download, verify, convert or find the weights."""
+"""`thinksound weights`: downloads, verifies, converts or finds the weights."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def _path(arguments: argparse.Namespace) -> None:
 
 
 def weight_lines(folder: Path, presets: Sequence[str]) -> list[str]:
-    """One line per file that the presets need: each copy that is here, or where it belongs.
+    """Return lines about the files that the presets need: each copy that is here, or where a file belongs.
 
-    The first line says so if there is no such folder.
+    If the folder does not exist, the first line says so.
     """
     from ..checkpoints.cache import cached_files
     from ..checkpoints.locate import check_weights_dir, is_complete, is_drawn, published_path
