@@ -1,7 +1,6 @@
-"""Time and peak memory of every stage of a request, as a table.
+"""Measures time and peak memory of every stage of a request, and prints a table.
 
-Networks of the published size can be filled with random values (``--weights random``), so no
-checkpoint is needed: they are built without memory and then allocated on their device.
+``--weights random`` fills networks of the real size with random values, so that no checkpoint is needed.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ def bench_stages(pipeline: Pipeline, video: Path, arguments: argparse.Namespace)
 
 
 def measure(stage: str, work: Callable[[], object], repeat: int) -> None:
-    """Run once uncounted, then ``repeat`` times; print one row."""
+    """Run ``work`` once as a warm-up, then ``repeat`` times; print one row."""
     gpus = range(len(detect_machine().gpus))
 
     def wait() -> None:
@@ -153,14 +152,14 @@ def measure(stage: str, work: Callable[[], object], repeat: int) -> None:
 
 
 def peak_mib() -> float:
-    """On GPUs what their tensors took since the last reset, together; else the process's peak so far."""
+    """Peak memory of the tensors on all GPUs since the last reset; without GPUs, of the process so far."""
     on_gpus = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes that ru_maxrss counts in
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes; the unit of ru_maxrss
     return (on_gpus or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit) / 2**20
 
 
 def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> Pipeline:
-    """The preset's networks at their real size, allocated in place and filled with small random values."""
+    """The preset's networks at their real size, allocated on their devices with small random values."""
     plan = make_plan(detect_machine(), preset.networks, device, dtype, offload)
 
     def fill(network: nn.Module, name: str) -> None:
@@ -210,7 +209,7 @@ def build_network(family: Family, name: str) -> Any:
 
 
 def render(folder: Path, arguments: argparse.Namespace) -> Path:
-    """A test pattern as H.264."""
+    """Write a test pattern as H.264."""
     path = folder / "pattern.mp4"
     graph = av.filter.Graph()
     pattern = f"size={arguments.size}:rate=30:duration={arguments.duration}"

@@ -1,4 +1,4 @@
-"""Sound for a held-out made clip with the tiny preset, measured against the truth and drawn.
+"""Generates the sound of a held-out synthetic clip with the tiny preset, and compares it with the truth.
 
 Writes the silent clip, its true sound, the clip with the generated sound, and a picture of both sounds.
 """
@@ -22,7 +22,7 @@ from thinksound.synthetic.seeds import MEASURED, SPLITS
 from thinksound.synthetic.sound import synthesise
 from thinksound.synthetic.texts import describe
 
-FIRST_BALL = 3  # the first held-out clip in which a ball bounces
+FIRST_BALL = 3  # number of the first held-out clip in which a ball bounces
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Cog's server under load and faults, with the tiny preset: nothing may grow, and the next request must work.
+"""Tests Cog's server with the tiny preset under load and faults: memory, threads and files must not grow, and
+the next request must work.
 
-Many predictions in a row, clients side by side, cancelling in every stage, inputs without end and without
-room, a killed worker, a request that takes the server's only slot. Prints a table; ends with 1 if anything is
-at fault. Takes some minutes; on Linux, where Cog's server runs.
+Sends many predictions in a row, runs clients side by side, cancels in every stage, sends endless inputs and
+inputs larger than the disk, kills the worker, and blocks the server's only slot. Prints a table and ends with
+status 1 if there is a fault. Takes some minutes; needs Linux, where Cog's server runs.
 """
 
 import argparse
@@ -26,9 +27,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support.clips import render  # noqa: E402
 from support.server import COG_FOLDERS, Loopback, Server, data_url  # noqa: E402
 
-# Stage of the log after which a request is cancelled; "fetch" has none, and "mux" follows the last step.
+# A request is cancelled when the log shows the stage; "fetch" logs nothing, and "mux" follows the last step.
 STAGES = ("fetch", "decode", "metaclip", "synchformer", "sample", "mux")
-GROWTH_MB = 60  # that the processes may take more after all predictions than after the first fifth
+GROWTH_MB = 60  # allowed growth of each process between the first fifth of the predictions and the end
 SMALL_DISK_MB = 8
 
 
@@ -55,7 +56,7 @@ class Soak:
         print(f"{name:<34} {figures:<72} {'; '.join(faults) or 'ok'}", flush=True)
 
     def next_works(self, server: Server | None = None) -> list[str]:
-        """Faults of a small request that follows another one, and of what is left on the disk."""
+        """Send a small request and return its faults, including files left on the disk."""
         server = server or self.server
         answer = server.predict(**self.good)
         faults = [] if answer["status"] == "succeeded" else [f"the next request: {answer.get('error')}"]
@@ -64,7 +65,7 @@ class Soak:
         return faults
 
     def used(self) -> Counter[str]:
-        """Memory of server and worker in MB, their open files, and files and folders left."""
+        """Memory of server and worker in MB, their open files and threads, and the files and folders left."""
         found = Counter[str]()
         for process in (self.server.process.pid, self.server.worker):
             name = "server" if process == self.server.process.pid else "worker"
@@ -141,7 +142,7 @@ class Soak:
         while (event := self.web.received.get(timeout=300))["status"] in ("starting", "processing"):
             pass
         seconds = time.monotonic() - started
-        # A request whose sound is ready may end before it hears of the cancelling.
+        # A request that is almost finished may succeed before the cancellation arrives.
         allowed = ("canceled", "succeeded") if stage == "mux" else ("canceled",)
         faults = [] if event["status"] in allowed else [f"it is {event['status']}"]
         faults += ["took long"] if seconds > 30 else []
@@ -171,8 +172,8 @@ class Soak:
             subprocess.run(["umount", str(small)], check=True)
 
     def ends(self, name: str, harm: Callable[[Server], None]) -> None:
-        """Whether the server ends by itself, so that a supervisor starts a new one, after ``harm``."""
-        self.server.wait_for("READY")  # a moment after a request it would refuse the next one
+        """Check that the server ends by itself after ``harm``, so that a supervisor starts a new one."""
+        self.server.wait_for("READY")  # right after a request, the server would refuse the next one
         harm(self.server)
         started = time.monotonic()
         try:

@@ -1,7 +1,7 @@
-"""Memory for training the published transformer, computed without a GPU: python scripts/train_memory.py
+"""Computes the memory for training the published transformer, without a GPU: python scripts/train_memory.py
 
-Weights, gradients, AdamW's two moments and averages are counted; what the forward pass keeps for the
-backward pass is added up tensor by tensor on fake tensors, which have sizes and no values.
+It counts weights, gradients, AdamW's two moments and averaged weights, and adds up the tensors that the
+forward pass keeps for the backward pass. These are fake tensors, which have sizes but no values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GB = 1e9
 
 
 def kept_for_backward(batch: int, recompute: bool) -> int:
-    """Bytes of activations in bfloat16 products, every storage counted once."""
+    """Bytes of activations that a step keeps under bfloat16 autocast; each storage counts once."""
     layout = Layout.of(FAMILY, DURATION_S)
     storages: dict[int, tuple[torch.UntypedStorage, int]] = {}
 
@@ -53,7 +53,7 @@ def kept_for_backward(batch: int, recompute: bool) -> int:
         with hooks, torch.autocast("cpu", torch.bfloat16):
             conditions = network.project(clip, sync, text, t5, latents.shape[-1])
             network(latents, torch.zeros(batch), conditions)
-    # Autocast's copies of the weights in bfloat16 are kept too: once for any batch.
+    # This includes autocast's bfloat16 copies of the weights, which do not depend on the batch.
     return sum(size for key, (_, size) in storages.items() if key not in weights)
 
 

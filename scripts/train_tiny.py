@@ -1,4 +1,4 @@
-"""Run the recipe of the tiny model stage by stage, two processes at a time; see scripts/train-tiny."""
+"""Runs the recipe of the tiny model stage by stage, two processes at a time; see scripts/train-tiny."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from thinksound.training.log import LOG
 from thinksound.training.processes import joined
 from thinksound.training.tiny import recipe
 
-# What does not need each other runs side by side; within a line, one after the other. A stage that stands
-# alone is shared by all processes.
+# The lines of a step run side by side, and the stages of a line one after the other. All processes share a
+# stage that is not in a line.
 PARTS = range(1, recipe.PROCESSES + 1)
 PLAN: tuple[tuple[tuple[str, ...], ...] | str, ...] = (
     tuple((f"make_films {part}",) for part in PARTS),
@@ -31,7 +31,7 @@ PLAN: tuple[tuple[tuple[str, ...], ...] | str, ...] = (
 )
 
 
-# Of each stage's log what tells how it goes: stage, kind, name, title.
+# The logged values that show how each stage progresses: stage, kind, name, title.
 CURVES = (
     ("vae", "validation", "frames", "VAE: distance of frames"),
     ("refined-vae", "validation", "frames", "VAE refined: weighted distance"),
@@ -44,7 +44,7 @@ CURVES = (
 
 
 def run_stage(folder: Path, stage: str, extent: recipe.Extent) -> None:
-    """One stage in this process, on one thread."""
+    """Run one stage in this process, on one thread."""
     torch.set_num_threads(1)
     name, *part = stage.split()
     try:
@@ -55,7 +55,7 @@ def run_stage(folder: Path, stage: str, extent: recipe.Extent) -> None:
 
 
 def run_lines(arguments: list[str], lines: tuple[tuple[str, ...], ...]) -> None:
-    """Lines of stages side by side, each stage in a process of its own."""
+    """Run lines of stages side by side, each stage in a process of its own."""
     command = [sys.executable, __file__, *arguments, "--stage"]
     waiting = [list(line) for line in lines]
     running: dict[int, subprocess.Popen[bytes]] = {}
@@ -77,17 +77,17 @@ def run_lines(arguments: list[str], lines: tuple[tuple[str, ...], ...]) -> None:
 
 
 def run_shared(arguments: list[str], stage: str) -> None:
-    """A stage in processes that train as one."""
+    """Run one stage in several processes that train the same network."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={recipe.PROCESSES}"]
     command = [*torchrun, "--standalone", __file__, *arguments, "--stage", stage]
-    # Otherwise torchrun warns that it sets this.
+    # torchrun would set this itself, with a warning.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if failed := subprocess.run(command, env=environment).returncode:
         sys.exit(f"a stage failed (exit status {failed}); run scripts/train-tiny again to go on")
 
 
 def draw(folder: Path) -> None:
-    """The logs of all stages as ``log.csv``, and what each stage watches as ``curve.png``."""
+    """Write the logs of all stages as ``log.csv``, and draw `CURVES` as ``curve.png``."""
     rows = []
     for stage in dict.fromkeys(stage for stage, *_ in CURVES):
         with (folder / stage / LOG).open(newline="") as stream:
