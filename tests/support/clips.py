@@ -1,4 +1,4 @@
-"""Small clips rendered on the fly, for tests."""
+"""Renders small clips for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MILLISECOND = Fraction(1, 1000)
 
 
 def numbered(index: int, width: int, height: int) -> np.ndarray:
-    """A picture that shows ``index`` as ten blocks, black 0 and white 1, as the reference clips do."""
+    """Draw a frame that shows ``index`` as ten blocks, black for 0, white for 1, like the reference clips."""
     picture = np.zeros((height, width, 3), np.uint8)
     for bit in range(10):
         row, column = divmod(bit, 5)
@@ -27,7 +27,7 @@ def numbered(index: int, width: int, height: int) -> np.ndarray:
 
 
 def number_of(picture: np.ndarray) -> int:
-    """The index that :func:`numbered` painted, read back from a decoded picture."""
+    """Read the index that :func:`numbered` drew from a decoded frame."""
     height, width, _ = picture.shape
     bits = 0
     for bit in range(10):
@@ -37,18 +37,19 @@ def number_of(picture: np.ndarray) -> int:
 
 
 def seconds(count: int | None, unit: Fraction | None) -> float:
-    """A time of PyAV's in seconds; it is there."""
+    """Return a time of PyAV, which must not be None, in seconds."""
     assert count is not None and unit is not None
     return float(count * unit)
 
 
 @contextmanager
 def usual_priority() -> Iterator[None]:
-    """Undo what SVT-AV1 does, where it may, as root: it makes the thread that calls it a real-time one.
+    """Restore the scheduling of the calling thread after the block.
 
-    Such a thread, and every process that it starts from then on, keeps all others from running.
+    As root, SVT-AV1 makes the thread that calls it a real-time thread. This thread, and every process that it
+    starts from then on, would keep all others from running.
     """
-    if not hasattr(os, "sched_setscheduler"):  # Linux alone
+    if not hasattr(os, "sched_setscheduler"):  # only Linux has it
         yield
         return
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
@@ -77,10 +78,10 @@ def render(
     draw: Callable[[int, int, int], np.ndarray] = numbered,
     **stream_attributes: Any,
 ) -> Path:
-    """Write a clip of numbered pictures (width, height), with a tone where ``sound_s`` is given.
+    """Write a clip of numbered frames of ``size`` (width, height), with a tone of ``sound_s`` seconds.
 
-    ``times`` are the presentation times in seconds; by default, one picture every 1 / ``rate``.
-    The last picture stays for ``stay_s``, by default as long as the others.
+    ``times`` are the presentation times in seconds; by default there is one frame every 1 / ``rate``. The
+    last frame stays for ``stay_s`` seconds, by default as long as the others.
     """
     fast = {"preset": "ultrafast", "crf": "30"} if codec == "libx264" else {}
     with av.open(path, "w", format=container_format, container_options=container_options) as output:
@@ -120,7 +121,7 @@ def render(
 
 
 def render_sound(path: Path, seconds: float = 1.0, codec: str = "aac", rate: int = 44_100) -> Path:
-    """Write a file with a tone and no pictures."""
+    """Write a file with a tone and no video track."""
     with av.open(path, "w") as output:
         stream = output.add_stream(codec, rate=rate)
         assert isinstance(stream, av.AudioStream)
@@ -146,10 +147,10 @@ def remux(
     times: Sequence[float] | None = None,
     skip: int = 0,
 ) -> Path:
-    """Copy the video packets of ``source`` into another container, ``shift_s`` later.
+    """Copy the video packets of ``source`` into another container, ``shift_s`` seconds later.
 
-    Without those that are first in the file, if ``skip`` says how many; shown at ``times``, in seconds and in
-    the order of presentation, if these are given. They need not increase.
+    The first ``skip`` packets of the file are left out. ``times`` are new presentation times in seconds, in
+    the order of presentation; they need not increase.
     """
     with (
         av.open(source) as video,
@@ -163,7 +164,7 @@ def remux(
             assert packet.pts is not None and packet.dts is not None
             if times is not None:
                 packet.pts = round(Fraction(times[shown.index(packet.pts)]) / packet.time_base)
-                decoded_s = coded.index(packet) * MILLISECOND - 10  # before all of them, as muxers demand
+                decoded_s = coded.index(packet) * MILLISECOND - 10  # before all times, as muxers demand
                 packet.dts = round(decoded_s / packet.time_base)
             shift = round(Fraction(shift_s) / packet.time_base)
             packet.pts, packet.dts = packet.pts + shift, packet.dts + shift

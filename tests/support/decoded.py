@@ -1,4 +1,4 @@
-"""Videos decoded with the views of ThinkSound, as most tests of media want them."""
+"""Decodes videos with the views of ThinkSound, which most tests of media use."""
 
 from __future__ import annotations
 

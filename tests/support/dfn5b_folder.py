@@ -1,4 +1,4 @@
-"""A folder as DFN5B CLIP is published in, at a small size, with seeded weights."""
+"""Writes a folder like the one in which DFN5B CLIP is published, at a small size with seeded weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from support.mmaudio_reference import seeded_tensors, shapes_of
 
 from thinksound.encoders.dfn5b import CONFIG_FILE, build_network
 
-# 1.9 MB in bfloat16, of which the vectors of open_clip's 49,408 tokens are 1.6 MB. Patches of 24 pixels fill
-# the frames of 384 and cost a quarter of the time that patches of 14 do.
+# 1.9 MB in bfloat16, 1.6 MB of it the embedding of open_clip's 49,408 tokens. Patches of 24 pixels divide the
+# frames of 384 pixels evenly and take a quarter of the time of patches of 14.
 SMALL_DFN5B: dict[str, Any] = {
     "embed_dim": 48,
     "quick_gelu": True,
@@ -28,7 +28,7 @@ def write_dfn5b(
     dtype: torch.dtype = torch.bfloat16,
     pickled: bool = False,
 ) -> Path:
-    """Write description and weights, the latter in the older of the published forms if ``pickled``."""
+    """Write configuration and weights; ``pickled`` writes the weights in the older published format."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocessing = {"interpolation": "bicubic", "resize_mode": "squash"}
     (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing}))

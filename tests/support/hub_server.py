@@ -1,9 +1,9 @@
-"""A model hub on 127.0.0.1 that speaks the endpoints huggingface_hub uses, for real transfers in tests.
+"""A model hub on 127.0.0.1 with the endpoints that huggingface_hub uses, for real transfers in tests.
 
-Per repository: the description with sizes and hashes; ``resolve`` with the hub's headers, small files
-directly, large ones by redirect to a blob path; ranges. Faults can be set: a connection that is cut
-after some bytes, content that differs from what is announced, a token that is required, agreement that
-is missing, sizes that are not true. Every request is kept in ``requests``.
+For each repository it serves the description with sizes and hashes, and ``resolve`` with the hub's headers:
+small files directly, large ones by redirect to a blob path, both with ranges. Tests can set faults: a
+connection that is cut after some bytes, content that differs from the announced hash, a required token, a
+missing agreement, wrong sizes. ``requests`` records every request.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Hub:
     """``files``: repository -> file name -> content."""
 
     files: dict[str, dict[str, bytes]]
-    cut_after: dict[str, list[int]] = field(default_factory=dict)  # file -> bytes sent in each first attempt
-    sent_instead: dict[str, bytes] = field(default_factory=dict)  # file -> content that was not announced
-    announced_size: dict[str, int] = field(default_factory=dict)  # file -> size that is not true
-    token: str | None = None  # without it a repository is not found
+    cut_after: dict[str, list[int]] = field(default_factory=dict)  # file -> bytes sent in the first attempts
+    sent_instead: dict[str, bytes] = field(default_factory=dict)  # file -> content other than announced
+    announced_size: dict[str, int] = field(default_factory=dict)  # file -> wrong size
+    token: str | None = None  # required; without it a repository is not found
     gated: bool = False
     revisions: tuple[str, ...] = tuple(file.revision for file in WEIGHTS.values())  # known besides main
-    instead: Callable[[BaseHTTPRequestHandler], bool] | None = None  # answers a request itself, or says False
+    instead: Callable[[BaseHTTPRequestHandler], bool] | None = None  # answers a request, or returns False
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> Hub:
@@ -69,7 +69,7 @@ class Hub:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def fetched(self) -> list[str]:
-        """The names of the files of which content was asked for, in order."""
+        """The names of the files whose content was requested, in order."""
         return [
             request.path.rpartition("/")[2]
             for request in self.requests
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
-            with suppress(ConnectionError):  # the client may give up first
+            with suppress(ConnectionError):  # the client may close the connection first
                 self.wfile.write(body[:limit])
         if limit is not None:
             self.close_connection = True

@@ -1,4 +1,4 @@
-"""The evaluation's networks in the formats that are published, at a small size, with seeded values."""
+"""The evaluation's networks in their published formats, at a small size with seeded values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL_AST = ASTConfig(
     num_hidden_layers=2,
     num_attention_heads=4,
     intermediate_size=96,
-    num_labels=12,  # type: ignore[call-arg]  # the library sees the arguments of this class alone
+    num_labels=12,  # type: ignore[call-arg]  # an argument of the base class, which the types leave out
 )
 SMALL_CLAP = ClapConfig(
     text_config={
@@ -49,7 +49,7 @@ SMALL_CLAP = ClapConfig(
     projection_dim=32,
 )
 
-# Names in the published file of the Audio Spectrogram Transformer, and in the library that reads it.
+# Names in the published file of the Audio Spectrogram Transformer, and in transformers, which reads it.
 AST_NAMES = (
     ("encoder.layer.", "layers."),
     ("attention.attention.query", "attention.q_proj"),
@@ -62,21 +62,21 @@ AST_NAMES = (
 
 
 def published_name(name: str) -> str:
-    """The published name of a tensor of the library's Audio Spectrogram Transformer."""
+    """Return the published name of a tensor of the library's Audio Spectrogram Transformer."""
     for published, ours in AST_NAMES:
         name = name.replace(ours, published)
     return name
 
 
 def library_name(name: str) -> str:
-    """The reverse of `published_name`."""
+    """Return the library's name of a published tensor: the reverse of `published_name`."""
     for published, ours in AST_NAMES:
         name = name.replace(published, ours)
     return name
 
 
 def seeded_values(network: nn.Module, seed: str) -> dict[str, Tensor]:
-    """A value for every tensor by its name; what counts or points at something stays as it is."""
+    """Return a value for every tensor by its name; tensors of integers keep their values."""
     values = {}
     for name, tensor in network.state_dict().items():
         drawn = torch.as_tensor(fill(f"{seed}.{name}", tuple(tensor.shape)))
@@ -87,7 +87,7 @@ def seeded_values(network: nn.Module, seed: str) -> dict[str, Tensor]:
 
 
 def write_ast(weights: Path) -> dict[str, Tensor]:
-    """The folder of the tagger; returns its tensors by their published names."""
+    """Write the folder of the tagger; return its tensors by their published names."""
     folder = weights / AST
     folder.mkdir(parents=True)
     values = seeded_values(ASTForAudioClassification(SMALL_AST), "ast")
@@ -100,7 +100,7 @@ def write_ast(weights: Path) -> dict[str, Tensor]:
 
 
 def write_clap(weights: Path) -> dict[str, Tensor]:
-    """The folder of CLAP, with a tokenizer of single bytes; returns its tensors."""
+    """Write the folder of CLAP, with a tokenizer of single bytes; return its tensors."""
     folder = weights / CLAP
     folder.mkdir(parents=True)
     tensors = seeded_values(ClapModel(SMALL_CLAP), "clap")
@@ -121,7 +121,7 @@ def write_clap(weights: Path) -> dict[str, Tensor]:
 
 
 def write_synchformer(weights: Path) -> dict[str, Tensor]:
-    """The checkpoint of Synchformer; returns its tensors."""
+    """Write the checkpoint of Synchformer; return its tensors."""
     weights.mkdir(parents=True, exist_ok=True)
     tensors = seeded(SynchformerOffset(SMALL_OFFSET), "").state_dict()
     torch.save(tensors, weights / SYNCHFORMER)
@@ -129,7 +129,10 @@ def write_synchformer(weights: Path) -> dict[str, Tensor]:
 
 
 def without_favourite(network: SynchformerOffset, frames: Tensor, waveform: Tensor) -> SynchformerOffset:
-    """The same network less what it answers whatever it is shown: seeded values prefer one class."""
+    """Return a copy that does not prefer one class for all inputs, as seeded values do.
+
+    The mean logits for these inputs are subtracted from the bias of the last layer.
+    """
     network, logits = copy.deepcopy(network), []
     with network.register_forward_hook(lambda module, inputs, output: logits.append(output)):
         predict_offsets(network, frames, waveform)

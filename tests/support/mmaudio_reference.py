@@ -23,24 +23,24 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def mmaudio_golden(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of one golden file."""
+    """Return the tensors and metadata of one golden file."""
     return golden(name, FOLDER / "golden")
 
 
 def manifest(file: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a published file; all are float32."""
+    """Return the shapes of the tensors of a published file, all of which are float32."""
     tensors = json.loads((FOLDER / "manifest" / f"{file}.json").read_text())["tensors"]
     assert {dtype for _, dtype in tensors.values()} == {"float32"}
     return {name: tuple(shape) for name, (shape, _) in tensors.items()}
 
 
 def published_on_meta(file: str) -> dict[str, Tensor]:
-    """The tensors of a published file, without values."""
+    """Return the tensors of a published file without values, on ``meta``."""
     return {name: torch.empty(shape, device="meta") for name, shape in manifest(file).items()}
 
 
 def seeded_tensors(shapes: Shapes) -> Folded:
-    """A published file's tensors, made when they are looked up."""
+    """Return the tensors of a published file with seeded values, each made when it is looked up."""
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(fill(name, shapes[name])).reshape(shapes[name])
@@ -54,7 +54,7 @@ def on_meta(build: Callable[[], Network]) -> Network:
 
 
 def filled(network: Network, tensors: Mapping[str, Tensor]) -> Network:
-    """A network built on ``meta`` with ``tensors``, read as strictly as files are."""
+    """Fill a network that was built on ``meta`` with ``tensors``, as strictly as from a file."""
     load.fill(network, tensors, Path("seeded"), torch.float32)
     return network.eval().requires_grad_(False)
 
@@ -64,7 +64,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def check_sums(inputs: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """The inputs are those that a golden file was made with, by the sums it holds."""
+    """Check by their sums that the inputs are those of a golden file."""
     sums = json.loads(metadata["input_sums"])
     assert set(sums) == set(inputs)
     for name, (total, magnitude) in sums.items():

@@ -1,4 +1,4 @@
-"""Networks of a preset, or of any size, filled from a weights folder."""
+"""Loads networks of a preset, or of any size, from a weights folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from thinksound.presets import TINY, Preset
 
 
 def load(weights: Path, name: str, dtype: torch.dtype = torch.float32, preset: Preset = TINY) -> Any:
-    """The network ``name`` of a preset; text encoders with their tokenizer."""
+    """Load the network ``name`` of a preset; text encoders come with their tokenizer."""
     family = family_of(preset)
     key = preset.weights[name]
     return load_network(partial(family.build, name), weights, key, dtype, family.fold(name))
 
 
 def load_as(kind: type[nn.Module], config: Any, weights: Path, key: str, dtype: torch.dtype) -> Any:
-    """The network ``kind(config)`` filled from the weights of ``key``."""
+    """Load the weights of ``key`` into the network ``kind(config)``."""
 
     def build(path: Path) -> nn.Module:
         with torch.device("meta"):

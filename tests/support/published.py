@@ -1,4 +1,4 @@
-"""Weight files in the formats that are published, at a small size, with seeded values."""
+"""Weight files in their published formats, at a small size with seeded values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _of(network: nn.Module, prefix: str) -> dict[str, Tensor]:
 
 
 def mmdit_tensors() -> dict[str, Tensor]:
-    """As in thinksound_light.ckpt, with the tables that older files hold and some of the VAE's copy."""
+    """Tensors as in thinksound_light.ckpt, with tables from older files and a part of its copy of the VAE."""
     with torch.device("meta"):
         network = MMDiT(SMALL_MMDIT)
     computed = {f"model.model.{name}": torch.ones(4) for name in ("t_embed.freqs", "latent_rot", "clip_rot")}
@@ -57,14 +57,14 @@ def mmdit_tensors() -> dict[str, Tensor]:
 
 
 def vae_tensors() -> dict[str, Tensor]:
-    """The part of vae.ckpt that is used."""
+    """Tensors as in the used part of vae.ckpt."""
     with torch.device("meta"):
         network = AudioVAE(SMALL_VAE)
     return _of(network, "autoencoder.")
 
 
 def synchformer_tensors() -> dict[str, Tensor]:
-    """As in synchformer_state_dict.pth, with some of the audio tower and the head."""
+    """Tensors as in synchformer_state_dict.pth, with a few of the audio tower and the head."""
     with torch.device("meta"):
         network = Synchformer(SMALL_SYNCHFORMER)
     foreign = {"afeat_extractor.ast.weight": (3, 3), "transformer.OFF_tok": (1, 1, 8), "vproj.weight": (4, 4)}
@@ -77,7 +77,7 @@ def metaclip_tensors() -> dict[str, Tensor]:
 
 
 def t5_tensors() -> dict[str, Tensor]:
-    """As in the published file: both halves, with the embedding under each of its names but one."""
+    """Tensors as in the published file: encoder and some of the decoder, the embedding under three names."""
     shapes = {
         name: tuple(shape) for name, shape in json.loads((TEXT / "manifest_t5_tiny.json").read_text()).items()
     }
@@ -89,7 +89,7 @@ def t5_tensors() -> dict[str, Tensor]:
 
 
 def trainer_checkpoint(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, object]:
-    """What a trainer saves: the state dict among counters, settings, callbacks and optimiser state."""
+    """Build a trainer's checkpoint: a state dict with counters, settings, callbacks and optimiser state."""
     module = types.ModuleType("trainer_of_long_ago")
     exec("class Settings: pass\nclass Checkpoint(dict): pass", vars(module))
     sys.modules["trainer_of_long_ago"] = module  # see `save`
@@ -105,14 +105,14 @@ def trainer_checkpoint(state: Mapping[str, Tensor], prefix: str = "") -> dict[st
 
 
 def save(content: object, path: Path) -> None:
-    """Write a checkpoint; the classes of its foreign objects do not exist afterwards."""
+    """Write a checkpoint, and remove the module that defines the classes of its foreign objects."""
     torch.save(content, path)
     sys.modules.pop("trainer_of_long_ago", None)
 
 
 @functools.cache
 def originals() -> Path:
-    """A folder with every published file, written once; not to be changed."""
+    """Return a folder with every published file, written once; tests must not change it."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     weights = Path(folder.name)
@@ -131,7 +131,7 @@ def originals() -> Path:
 
 
 def copies(folder: Path, *keys: str) -> Path:
-    """A weights folder below ``folder`` with copies of the published files of ``keys``."""
+    """Make a weights folder below ``folder`` with copies of the published files of ``keys``."""
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
     for key in keys:
@@ -142,7 +142,7 @@ def copies(folder: Path, *keys: str) -> Path:
 
 
 def load_network(weights: Path, key: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The network of any published key."""
+    """Load the network of any published key."""
     if key == "metaclip":
         return load.load_network(build_metaclip, weights, key, dtype).model
     if key == "t5":
@@ -159,12 +159,12 @@ SMALL: dict[str, tuple[type[nn.Module], object]] = {
 
 
 def load_t5(weights: Path, dtype: torch.dtype = torch.float32) -> T5Text:
-    """T5 with its tokenizer."""
+    """Load T5 with its tokenizer."""
     return load.load_network(build_t5, weights, "t5", dtype)
 
 
 def tensors_of(key: str) -> dict[str, Tensor]:
-    """What the network of ``key`` should hold, by its own names."""
+    """Return the tensors that the network of ``key`` should hold, by its own names."""
     if key == "vae":
         return {n.removeprefix("autoencoder."): t for n, t in vae_tensors().items()}
     if key == "synchformer":
@@ -179,7 +179,7 @@ def tensors_of(key: str) -> dict[str, Tensor]:
 
 
 def assert_holds(network: nn.Module, wanted: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """The network holds exactly these values, bit for bit once they are cast."""
+    """Check that the network holds exactly these tensors, cast to ``dtype``, bit for bit."""
     held = network.state_dict()
     assert set(held) == set(wanted)
     for name, tensor in wanted.items():
@@ -188,13 +188,13 @@ def assert_holds(network: nn.Module, wanted: dict[str, Tensor], dtype: torch.dty
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Write and make sure that the times differ, whatever the clock's grain is."""
+    """Write a file with another modification time, whatever the clock's resolution is."""
     path.write_bytes(content)
     os.utime(path, ns=(1, 1))
 
 
 def write_folder(folder: Path, description: str, tensors: dict[str, Tensor], layout: Layout) -> None:
-    """A Hugging Face folder: configuration and tokenizer of the reference data, weights in ``layout``."""
+    """Write a Hugging Face folder: configuration and tokenizer of the references, weights in ``layout``."""
     shutil.copytree(TEXT / description, folder, dirs_exist_ok=True)
     if layout == "model.safetensors":
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / layout)

@@ -20,11 +20,11 @@ from thinksound.models.synchformer import SynchformerConfig
 
 GOLDEN = PARITY / "golden"
 
-# The original compared with itself under other thread counts and kernels differs by up to
-# 2.4e-6; mistakes that were tried (epsilons, interpolation, rotary scaling) by 1e-4 and more.
+# With other thread counts and kernels, the original differs from itself by up to 2.4e-6. Mistakes that were
+# tried (epsilons, interpolation, rotary scaling) give 1e-4 and more.
 RELATIVE_L2 = 1e-5
 
-# Sizes of the golden files' small networks (golden/config_tiny.json).
+# Sizes of the small networks of the golden files (golden/config_tiny.json).
 SMALL_MMDIT = MMDiTConfig(hidden_dim=64, depth=4, fused_depth=2, num_heads=4)
 SMALL_VAE = OobleckConfig(channels=8)
 SMALL_SYNCHFORMER = SynchformerConfig(embed_dim=48, depth=2, num_heads=4)
@@ -37,7 +37,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def seeded(network: Network, prefix: str) -> Network:
-    """Fill a network with the weights that belong to its checkpoint keys."""
+    """Fill a network with the seeded weights of its checkpoint keys."""
     network.load_state_dict(
         {
             key: torch.from_numpy(fill(prefix + key, tuple(value.shape)))
@@ -48,13 +48,13 @@ def seeded(network: Network, prefix: str) -> Network:
 
 
 def golden(name: str, folder: Path = GOLDEN) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of one golden file."""
+    """Return the tensors and metadata of one golden file."""
     with safe_open(folder / f"{name}.safetensors", "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def golden_inputs(metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """The network inputs that a golden file names; checked against the sums it holds."""
+    """Make the network inputs of a golden file, and check them against the sums in its metadata."""
     lengths = json.loads(metadata["lengths"])
     inputs = dit_inputs(metadata["tag"], lengths["latent"], lengths["feat_clip"], lengths["feat_sync"])
     for name, (total, magnitude) in json.loads(metadata.get("input_sums", "{}")).items():
@@ -64,7 +64,7 @@ def golden_inputs(metadata: Mapping[str, str]) -> dict[str, Tensor]:
 
 
 def four(features: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The features of one request, as the transformer takes them."""
+    """Return the four features of one request in the transformer's order."""
     clip, sync, text, t5 = features
     return clip, sync, text, t5
 
@@ -82,7 +82,7 @@ def assert_close(got: Tensor, wanted: Tensor, limit: float = RELATIVE_L2) -> Non
 
 
 def assert_matches(found: Mapping[str, Tensor], golden: Mapping[str, Tensor]) -> dict[str, float]:
-    """Compare with all tensors of a golden file; returns the relative error of each."""
+    """Compare with all tensors of a golden file; return the relative L2 error of each."""
     assert set(found) == set(golden)
     for name, tensor in found.items():
         assert_close(tensor, golden[name])
@@ -90,7 +90,7 @@ def assert_matches(found: Mapping[str, Tensor], golden: Mapping[str, Tensor]) ->
 
 
 def assert_projected(network: FlowTransformer, conditions: Conditions, golden: Mapping[str, Tensor]) -> None:
-    """Compare projected conditions, rotary tables and the sinusoids of flow time with a golden file's."""
+    """Compare projected conditions, rotary tables and time sinusoids with those of a golden file."""
     assert_close(conditions.clip, golden["mid.cond.clip_f"])
     assert_close(conditions.text, golden["mid.cond.text_f"])
     assert_close(conditions.sync, golden["mid.cond.sync_f"])

@@ -1,4 +1,4 @@
-"""Cog's own HTTP server on a folder laid out like the image, and everything to talk to it."""
+"""Runs Cog's own HTTP server in a folder laid out like the image, and sends requests to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from typing import Any
 
 from support.paths import ROOT
 
-# Cog makes three folders per prediction here, whatever TMPDIR says, and leaves them behind.
+# Cog makes three folders here for each prediction, whatever TMPDIR says, and does not remove them.
 COG_FOLDERS = Path("/tmp/coglet/predictions")
 
 _TYPES = {
@@ -71,12 +71,12 @@ def _literal(source: str, node: ast.expr) -> Any:
     assert isinstance(node, ast.Constant), f"{ast.unparse(node)} is not a literal"
     if isinstance(node.value, str):
         text = ast.get_source_segment(source, node)
-        assert text == f'"{node.value}"', f"{text} is not one plain string"  # Cog strips the quotes, no more
+        assert text == f'"{node.value}"', f"{text} is not one plain string"  # Cog only strips the quotes
     return node.value
 
 
 def image_files(root: Path) -> list[Path]:
-    """The files that .dockerignore lets into the image, by Docker's rule: the last matching line wins."""
+    """Return the files that .dockerignore lets into the image; as in Docker, the last matching line wins."""
     lines = (root / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
 
@@ -140,7 +140,7 @@ class Server:
             "COG_PREDICT_TYPE_STUB": predict,
             "HF_HUB_OFFLINE": "1",
             "NO_PROXY": "127.0.0.1",
-            # The server starts its worker as "python", whatever it was started as itself.
+            # The server starts its worker with the first "python" on the path.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PORT": str(self.port),
             "THINKSOUND_PRIVATE_URLS": "1",  # the videos of the tests lie on this machine
@@ -156,11 +156,11 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.states: list[str] = []  # every answer of the health check that differs from the one before
+        self.states: list[str] = []  # statuses of the health check, each different from the one before
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:
-        """Status and decoded answer; ``body`` is sent as JSON, or as it is if it is bytes."""
+        """Send a request; return status and decoded answer. ``body`` is sent as JSON unless it is bytes."""
         payload = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
@@ -178,7 +178,7 @@ class Server:
         return status, answer
 
     def wait_for(self, *states: str, limit_s: float = 180) -> dict[str, Any]:
-        """The health check's answer as soon as its status is one of ``states``."""
+        """Wait until the status of the health check is one of ``states``; return its answer."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end and self.process.poll() is None:
             with contextlib.suppress(OSError):
@@ -191,7 +191,7 @@ class Server:
         raise AssertionError(f"never became {states}, but {self.states}:\n{self.log.read_text()}")
 
     def predict(self, **inputs: Any) -> dict[str, Any]:
-        """The answer to a prediction that the server accepts, whether it succeeds or fails."""
+        """Send a prediction that the server must accept; return its answer, succeeded or failed."""
         self.wait_for("READY")
         status, answer = self.request("POST", "/predictions", {"input": inputs})
         assert status == 200, answer
@@ -221,7 +221,7 @@ class Server:
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Files, files that break off or never end, and a place that keeps what is sent to it."""
+    """Serves files, also broken and endless ones, and keeps what is sent to it."""
 
     received: queue.Queue[dict[str, Any]]
 
@@ -259,14 +259,14 @@ class _Handler(SimpleHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 class Loopback:
-    """A web server for ``folder``; what is sent to it by POST or PUT waits in ``received``.
+    """A web server for ``folder``; what it gets by POST or PUT waits in ``received``.
 
-    Files under ``cut/`` and ``chunk/`` break off, under ``slow/`` trickle, under ``endless/`` never end;
-    ``redirect/URL`` leads to a URL.
+    Paths under ``cut/`` and ``chunk/`` break off, those under ``slow/`` send 10 kB a second, those under
+    ``endless/`` never end; ``redirect/URL`` redirects to a URL.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -16,7 +16,7 @@ TINY_FAMILY = family_of(TINY)
 
 
 def random_batch(count: int, duration_s: float = 1.0, seed: int = 0, family: Family = TINY_FAMILY) -> Batch:
-    """Features as encoders give them: about one in size; every third clip has no video."""
+    """Make a batch of random features of about unit size, as from encoders; every third clip has no video."""
     generator = torch.Generator().manual_seed(seed)
     layout = Layout.of(family, duration_s)
 
@@ -39,7 +39,7 @@ def random_batch(count: int, duration_s: float = 1.0, seed: int = 0, family: Fam
 def write_clips(
     folder: Path, count: int, duration_s: float = 1.0, seed: int = 0, family: Family = TINY_FAMILY
 ) -> Path:
-    """A prepared folder of one shard."""
+    """Write a folder of prepared clips with one shard."""
     folder.mkdir()
     layout = Layout.of(family, duration_s)
     names = [f"clip {seed}-{index}" for index in range(count)]
