@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"thinksound {__version__}")
-    # Any: the type of the action is invariant in the class of its parsers.
+    # Any, because the type of this object is invariant in the parser class.
     commands: Any = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=Parser
     )

@@ -1,4 +1,4 @@
-"""How work reports its progress."""
+"""The type of functions that progress is reported to."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def check_progress(progress: object) -> None:
 
 
 def describe(value: object) -> str:
-    """Return a value as a message shows it: short, on one line; values of other types by their type."""
+    """Return a value as a message shows it: short, on one line; other objects by their type."""
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, Real):

@@ -29,8 +29,8 @@ class Result:
     sample_rate: int  # Hz
     seed: int
     preset: str
-    video: DecodedVideo | None  # None where a text or an image was enough
-    image: np.ndarray | None  # uint8 (height, width, 3): the still image that was given
+    video: DecodedVideo | None  # None if the request had no video
+    image: np.ndarray | None  # uint8 (height, width, 3): the still image of the request
     frames: Mapping[str, Tensor]  # that the encoders saw, by the names of the views
     features: Features
     noise: Tensor  # (C, T)

@@ -119,7 +119,7 @@ def decode_video(
     with open_video(path) as (container, stream):
         if duration_s is not None or not _claims_more(container):
             return _Decoder(Path(path), container, stream, views, duration_s, drifting).run(progress)
-        first_frame(Path(path), container, stream)  # a damaged file is called that, however long it is
+        first_frame(Path(path), container, stream)  # damage is reported before a wrong length
         if _goes_on_after(container, stream, MAX_DURATION_S):
             raise _too_long(Path(path))
     # The claim was wrong. The file is opened again, because not every container can seek to its start.

@@ -141,7 +141,7 @@ def _encoded(
     stays: deque[int] = deque()  # durations of the frames that are in the encoder
     last: VideoFrame | None = None
     for (time, frame), (after, _) in pairwise(chain(shown, [(end, last)])):
-        assert frame is not None  # only the end has none
+        assert frame is not None  # only the last entry, the end, has no frame
         frame.pts, frame.time_base = round((time - start) / time_base), time_base
         frame.pict_type = PictureType.NONE  # the encoder chooses
         stays.append(round((after - start) / time_base) - frame.pts)
