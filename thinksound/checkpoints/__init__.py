@@ -1,1 +1,1 @@
-"""Weight files: where they come from, how they are read, verified and converted."""
+"""Weight files: finding, downloading, verifying, reading and converting them."""

@@ -1,7 +1,8 @@
-"""Files that other programs have left in the cache of huggingface_hub (``HF_HUB_CACHE``, ``HF_HOME``).
+"""Reuse of files in the cache of huggingface_hub (``HF_HUB_CACHE``, ``HF_HOME``).
 
-A cached file gets a second name in the weights folder: a hard link, on another disk a symbolic link, and
-where neither can be made a copy. The cache names a file by its hash, so it is verified without a network.
+A cached file is linked into the weights folder: by a hard link, or by a symbolic link to another disk. If
+neither is possible, the file is copied. The cache names a file by its hash, so no network is needed to
+verify it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 def cached_files(file: WeightFile, exact: bool = False) -> dict[str, Path]:
-    """File name -> path in the cache, of everything that makes up ``file``; empty unless it is complete.
+    """Returns file name -> path in the cache for every part of ``file``; empty if a part is missing.
 
-    The snapshot is that of the revision wanted, else, unless ``exact``, what the cache knows as ``main``.
+    Looks in the snapshot of the wanted revision, then, unless ``exact``, in that of ``main``.
     """
     for revision in [file.revision] if exact else dict.fromkeys((file.revision, "main")):
         name = file.description if file.is_folder else file.remote_path
@@ -35,13 +36,13 @@ def cached_files(file: WeightFile, exact: bool = False) -> dict[str, Path]:
             if not absent_parts(file, first.parent):
                 names = {entry.name for entry in first.parent.iterdir() if entry.is_file()}
                 return {name: first.parent / name for name in file.wanted(names)}
-        except (WeightsError, OSError) as error:  # the index of its shards, or the folder, cannot be read
+        except (WeightsError, OSError) as error:  # the folder or its shard index cannot be read
             logger.info("%s: not used (%s)", first.parent, error)
     return {}
 
 
 def cached_content(remote: Remote) -> Path | None:
-    """Where the cache seems to hold an announced file, by its hash or name; its content may be another."""
+    """Returns a cached file with the announced hash or name, and size; its content is not checked."""
     folder = repo_folder_name(repo_id=remote.repository, repo_type="model")
     for path in (
         Path(constants.HF_HUB_CACHE) / folder / "blobs" / remote.content_id,
@@ -57,7 +58,7 @@ def cached_content(remote: Remote) -> Path | None:
 
 
 def hash_in_name(path: Path) -> str | None:
-    """The hash that the cache recorded for a file; None where it holds copies instead of links."""
+    """Returns the hash that the cache recorded for a file; None if the cache holds copies, not links."""
     blob = path.resolve()
     digits = set("0123456789abcdef")
     known = blob.parent.name == "blobs" and len(blob.name) in (40, 64) and set(blob.name) <= digits
@@ -65,7 +66,7 @@ def hash_in_name(path: Path) -> str | None:
 
 
 def link(source: Path, target: Path, temporary: Path) -> None:
-    """Give ``source`` the name ``target`` too; ``temporary`` is a free name on the disk of ``target``."""
+    """Link ``source`` to ``target``; ``temporary`` is an unused path on the disk of ``target``."""
     source = source.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""SHA-256 of weight files: recorded when a file first loads strictly, checked ever after.
+"""SHA-256 of weight files: recorded at download or first strict load, checked at every later load.
 
-``checksums.json`` in the weights folder holds, for each file, its hash, size and times. A file whose size
-and times are those of the record is taken as unchanged; otherwise it is hashed again, and a different
-hash is an error until somebody says that the change was meant. The bundled files carry their own
-``checksums.json``, committed with them and enforced on every load.
+``checksums.json`` in the weights folder holds the hash, size and times of each file. A file whose size and
+times match its record counts as unchanged; otherwise it is hashed again. A different hash is an error until
+the user accepts it with ``thinksound weights verify --accept``. The bundled ``tiny/`` has its own committed
+``checksums.json``, which is checked on every load.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Record:
     size: int
     mtime_ns: int
     ctime_ns: int
-    finite: bool = False  # every tensor was looked at, and none holds NaN or infinity
+    finite: bool = False  # every tensor was checked for NaN and infinity
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Verified:
 
 
 def file_sha256(path: Path, report: Callable[[int, int], None] | None = None) -> str:
-    """The hash of a file, read in pieces of 4 MiB; ``report(bytes done, bytes in all)`` after each."""
+    """Returns the hash of a file; calls ``report(bytes done, bytes in all)`` after each 4 MiB."""
     digest, done = hashlib.sha256(), 0
     try:
         total = path.stat().st_size
@@ -69,7 +69,7 @@ def file_sha256(path: Path, report: Callable[[int, int], None] | None = None) ->
 
 
 def check(weights_dir: Path, path: Path) -> None:
-    """Raise `WeightsError` if ``path`` is not what was recorded; a file without a record passes."""
+    """Raises `WeightsError` if ``path`` differs from its record; a file without a record passes."""
     root = _bundled_root(weights_dir, path)
     if root is not None:
         if file_sha256(path) != _bundled_table(root).get(path.relative_to(root).as_posix()):
@@ -90,7 +90,7 @@ def check(weights_dir: Path, path: Path) -> None:
 
 
 def are_finite(weights_dir: Path, paths: Iterable[Path]) -> bool:
-    """Whether `record` noted, of files that `check` has just passed, that all their numbers are finite."""
+    """Whether `record` noted that all values are finite in ``paths``, which `check` has just passed."""
     known = _read_table(weights_dir)
     return all(
         _bundled_root(weights_dir, path) is None
@@ -101,7 +101,7 @@ def are_finite(weights_dir: Path, paths: Iterable[Path]) -> bool:
 
 
 def record(weights_dir: Path, paths: Iterable[Path]) -> None:
-    """Remember the hashes of files that have just proved good, and that their numbers are finite."""
+    """Record the hashes of files that have just loaded, and that all their values are finite."""
     known = _read_table(weights_dir)
     for path in paths:
         if _bundled_root(weights_dir, path) is not None:
@@ -111,7 +111,7 @@ def record(weights_dir: Path, paths: Iterable[Path]) -> None:
             record_sha256(weights_dir, path, before.sha256, finite=True)
         elif before is None:
             if not os.access(weights_dir, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-                # Hashing without being able to remember it would cost a minute at every start.
+                # A hash that cannot be recorded would cost a minute at every start.
                 logger.info("%s is read-only: checksums are not recorded", weights_dir)
                 return
             logger.info("%s: hashed once, so that a change is noticed", path)
@@ -119,7 +119,7 @@ def record(weights_dir: Path, paths: Iterable[Path]) -> None:
 
 
 def record_sha256(weights_dir: Path, path: Path, sha256: str, finite: bool = False) -> None:
-    """Remember a hash that was just computed from ``path``, replacing any record; ``finite`` as there."""
+    """Record a hash that was just computed from ``path``, replacing any record; ``finite`` as in `Record`."""
     stat = path.stat()
     table = _read_table(weights_dir)
     table[_name(weights_dir, path)] = Record(sha256, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, finite)
@@ -130,16 +130,17 @@ def record_sha256(weights_dir: Path, path: Path, sha256: str, finite: bool = Fal
 
 
 def recorded_sha256(weights_dir: Path, path: Path) -> str | None:
-    """The recorded hash of ``path``, or None; raises as `check` does if the file is another by now."""
+    """Returns the recorded hash of ``path``, or None; raises like `check` if the file has changed."""
     check(weights_dir, path)
     known = _read_table(weights_dir).get(_name(weights_dir, path))
     return known.sha256 if known is not None else None
 
 
 def verify(weights_dir: Path, accept: bool = False, progress: Progress | None = None) -> list[Verified]:
-    """Hash every weight file that is here in full; ``accept`` makes what is there the record.
+    """Hash every weight file in the folder and compare; with ``accept``, record the hashes of changed files.
 
-    A file without a record gets one. Bundled files cannot be accepted: their record is committed.
+    Only weights that are complete are hashed. A file without a record gets one. A changed bundled file cannot
+    be accepted: its record is committed.
     """
     rows = []
     for path in present_files(weights_dir):
@@ -165,7 +166,7 @@ def verify(weights_dir: Path, accept: bool = False, progress: Progress | None = 
 
 
 def seal(folder: Path) -> None:
-    """Write the table that bundled files are held to; for the script that makes them."""
+    """Write the ``checksums.json`` of bundled files; called by the script that makes them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != TABLE)
     _write_json(folder / TABLE, {path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
 
@@ -235,7 +236,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _write_json(path: Path, content: object) -> None:
-    """Whole or not at all: another process may be reading."""
+    """Write a JSON file atomically, because another process may be reading it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

@@ -1,8 +1,8 @@
-"""Published checkpoints to safetensors in one dtype: smaller, faster to load, nothing but the network.
+"""Conversion of published checkpoints to safetensors in one dtype: smaller and faster to load.
 
-One tensor is in memory at a time: it is mapped from the checkpoint, cast and appended to the new file.
-Of a text encoder's folder, configuration and tokenizer are copied beside the weights; of T5 only the
-encoder is kept. Every file, or folder, appears whole or not at all.
+A converted file holds the network alone. One tensor is in memory at a time: it is mapped from the
+checkpoint, cast and appended to the new file. For a folder, the configuration and tokenizer are copied
+beside the weights. Files and folders are replaced atomically.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Converted:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is needed of a published file."""
+    """What a network needs from its published file."""
 
-    names: Collection[str] = ()  # of the network's tensors; none where nobody knows the network
+    names: Collection[str] = ()  # of the network's tensors; empty if the network is not known
     fold: Fold | None = None  # see `load.load_network`
 
 
@@ -70,14 +70,14 @@ def convert(
 
     Args:
         weights_dir: the folder of weight files.
-        keys: of published files, in `registry`.
-        dtypes: by key; float32 for those that are not in it.
+        keys: of published files in `registry`.
+        dtypes: by key; float32 for keys that it lacks.
         contents: called with a key and the path of its file.
         progress: called as ``progress(key, bytes done, bytes in all)`` after each tensor.
 
     Raises:
-        WeightsError: a key is of bundled weights, a file is missing, damaged, or not the one it should be,
-            or there is no room.
+        WeightsError: a key belongs to bundled weights, a file is missing, damaged or of another network, a
+            dtype is not supported, or the disk is full.
     """
     files = {key: weight_file(key) for key in keys}
     for key, file in files.items():
@@ -120,7 +120,7 @@ def convert(
             written = new / file.written if file.is_folder else new
             write_safetensors(written, tensors, dtype, metadata, key, progress)
             size = written.stat().st_size
-        for part in files_of(file, target):  # replaces what was recorded of an earlier copy
+        for part in files_of(file, target):  # replaces the record of an earlier copy
             checksums.record_sha256(weights_dir, part, file_sha256(part), finite=True)
         source_size = sum(source.stat().st_size for source in sources)
         rows.append(Converted(key, target, metadata["dtype"], len(tensors), source_size, size))
@@ -135,7 +135,11 @@ def write_safetensors(
     label: str,
     progress: Progress | None = None,
 ) -> None:
-    """Write ``tensors``, cast to ``dtype``, in the safetensors format, holding one of them at a time."""
+    """Write ``tensors``, cast to ``dtype``, as a safetensors file, with one tensor in memory at a time.
+
+    Raises:
+        WeightsError: the disk is full, or a tensor is not of a floating-point dtype or not finite.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name in tensors:
@@ -174,7 +178,7 @@ def write_safetensors(
 
 @contextmanager
 def _replacing(target: Path, is_folder: bool) -> Iterator[Path]:
-    """A new file or folder beside ``target``, which takes its place if the block succeeds."""
+    """Yields a temporary path beside ``target``; what is written there replaces it if the block succeeds."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert.") as name:

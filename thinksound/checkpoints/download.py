@@ -1,11 +1,11 @@
-"""Weights from the Hugging Face hub: resumed when cut, verified, and only then under their own name.
+"""Download of weights from the Hugging Face hub: resumable, and verified before a file gets its name.
 
-What the cache of huggingface_hub holds is linked, not fetched again (`cache`). The hub tells the size and
-hash of every other file before anything is fetched (`hub`). A file grows under ``.download/<hash>.partial``
-in the weights folder, across interruptions and restarts of the process, is hashed, and is moved into place
-whole (`transfer`). huggingface_hub's own settings hold: ``HF_ENDPOINT`` (mirror), ``HF_TOKEN``,
-``HF_HUB_OFFLINE``, ``HF_HUB_CACHE``, proxies. Its ``hf_hub_download`` is not used because it starts a file
-again from zero in each process, which hurts at 11 GB, and because it knows no hash of small files.
+Files in the cache of huggingface_hub are linked, not downloaded (`cache`). For every other file the hub
+announces size and hash before the download starts (`hub`). A file is downloaded to
+``.download/<hash>.partial`` in the weights folder, also across restarts of the process, then hashed and moved
+into place (`transfer`). huggingface_hub's settings apply: ``HF_ENDPOINT`` (mirror), ``HF_TOKEN``,
+``HF_HUB_OFFLINE``, ``HF_HUB_CACHE``, proxies. Its ``hf_hub_download`` is not used: it restarts a file from
+zero in each process, which hurts at 11 GB, and it does not verify small files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .transfer import Transfer, content_hash, is_intact, transfer
 logger = logging.getLogger(__name__)
 
 _STAGING = ".download"
-_ATTEMPTS = 10  # to enter a folder that others remove when they are done
+_ATTEMPTS = 10  # to lock a folder that another process may be removing
 _NOT_HERE = (
     errno.EACCES,
     errno.EPERM,
@@ -44,14 +44,19 @@ _NOT_HERE = (
 
 
 def download(weights_dir: Path, keys: Iterable[str], progress: Progress | None = None) -> list[Path]:
-    """Fetch what is missing of ``keys`` into ``weights_dir`` and return the new files.
+    """Download the missing files of ``keys`` into ``weights_dir`` and return the new ones.
 
-    ``progress(file, bytes done, bytes in all)`` is called, in the calling thread, while files arrive or are
-    verified; several are on their way at once. Raises `WeightsError`, saying which files to put where, when
-    the network is off and the cache of huggingface_hub does not hold them; and for a repository, revision or
-    file that does not exist, missing access, too little space, an answer that is no hub's, a connection that
-    is cut or stalls (what arrived is kept and the next call goes on from there), and content that is not what
-    the hub announced (which is deleted).
+    Args:
+        weights_dir: the folder of weight files.
+        keys: of weights in `registry`.
+        progress: called in the calling thread as ``progress(file, bytes done, bytes in all)`` while files
+            are downloaded or hashed; several files are downloaded at once.
+
+    Raises:
+        WeightsError: the network is off and the cache of huggingface_hub lacks files (the message says which
+            files to put where); a repository, revision or file does not exist, or access is denied; the disk
+            is full; the server is not a hub; the connection breaks or stalls (the next call resumes); the
+            content is not what the hub announced (it is deleted).
     """
     keys = list(keys)
     files = missing(weights_dir, keys)
@@ -66,7 +71,7 @@ def download(weights_dir: Path, keys: Iterable[str], progress: Progress | None =
     with _in_users_words(weights_dir), _alone(weights_dir / _STAGING) as staging:
         new = []
         for file in missing(weights_dir, keys):
-            # A snapshot of another revision is compared with what the hub announces, where it can.
+            # With a network, a snapshot of another revision is compared with what the hub announces.
             cached = cache.cached_files(file, exact=not offline)
             new += _from_cache(weights_dir, staging, file, cached, progress)
         files = missing(weights_dir, keys)
@@ -83,14 +88,14 @@ def download(weights_dir: Path, keys: Iterable[str], progress: Progress | None =
 
 @contextmanager
 def _alone(staging: Path) -> Iterator[Path]:
-    """The folder of partial files, while no other process fills it."""
+    """Lock the folder of partial files against other processes."""
     with ExitStack() as stack:
         for attempt in range(_ATTEMPTS):
             staging.mkdir(parents=True, exist_ok=True)
             try:
                 stack.enter_context(WeakFileLock(staging / "lock"))
                 break
-            except FileNotFoundError:  # another process finished meanwhile, and removed the folder
+            except FileNotFoundError:  # another process finished and removed the folder
                 if attempt == _ATTEMPTS - 1:
                     raise
         staging.mkdir(parents=True, exist_ok=True)
@@ -100,7 +105,7 @@ def _alone(staging: Path) -> Iterator[Path]:
 def _from_cache(
     weights_dir: Path, staging: Path, file: WeightFile, found: dict[str, Path], progress: Progress | None
 ) -> list[Path]:
-    """Link ``found``, all that makes up ``file`` in the cache of huggingface_hub, if it is intact."""
+    """Link ``found``, the cached parts of ``file`` by name, if all are intact; returns the new files."""
     targets = {name: _target(weights_dir, file, name) for name in found}
     absent = [name for name in found if not targets[name].exists()]
     hashes = {}
@@ -118,7 +123,7 @@ def _from_cache(
 
 
 def _record(weights_dir: Path, file: WeightFile, name: str, sha256: str, source: object) -> None:
-    """Remember the hash of a new file; warn if it is another than the one known to be published."""
+    """Record the hash of a new file; warn if it differs from the published hash."""
     target = _target(weights_dir, file, name)
     checksums.record_sha256(weights_dir, target, sha256)
     logger.info("%s: from %s", target, source)
@@ -157,7 +162,7 @@ def _from_hub(
                 _record(weights_dir, file, remote.name, remote.sha256 or file_sha256(target), cached)
                 new.append(target)
                 continue
-            # Named by content: another version never mixes in. Two files of one content have one each.
+            # Named by hash, so that versions never mix; files of equal content get a number each.
             same = sum(each.remote.content_id == remote.content_id for _, each in transfers.values())
             partial = staging / f"{remote.content_id}{f'.{same}' if same else ''}.partial"
             label = target.relative_to(weights_dir).as_posix()  # both text encoders have a config.json
@@ -177,7 +182,7 @@ def _from_hub(
 def _announced(file: WeightFile) -> list[hub.Remote]:
     try:
         return hub.announced(file)
-    except hub.UnknownRevisionError as error:  # a mirror that copied the repository has commits of its own
+    except hub.UnknownRevisionError as error:  # a mirror's copy of a repository may have its own commits
         try:
             remotes = hub.announced(replace(file, revision="main"))
         except WeightsError:
@@ -205,7 +210,7 @@ def _check_space(staging: Path, transfers: list[Transfer]) -> None:
 
 @contextmanager
 def _in_users_words(weights_dir: Path) -> Iterator[None]:
-    """Turn the errors of the disk into messages; those of the network have theirs from `hub`."""
+    """Turn errors of the disk into `WeightsError`; `hub` does so for errors of the network."""
     try:
         yield
     except OSError as error:

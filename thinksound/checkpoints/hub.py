@@ -1,9 +1,9 @@
-"""What a Hugging Face hub, or a mirror of it, says and sends: checked before anything of it is used.
+"""Requests to a Hugging Face hub or a mirror; every answer is checked before it is used.
 
-Every name, size and hash is read from the answer field by field, because a name becomes a path, a size
-becomes room on the disk and a hash becomes the name of a partial file. huggingface_hub gives the HTTP client
-with its settings (``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_DOWNLOAD_TIMEOUT``, proxies). Its ``model_info``
-is not used: it raises whatever its parsing meets when the answer is none of a hub.
+Names, sizes and hashes are checked field by field, because a name becomes a path, a size becomes disk space
+and a hash becomes the name of a partial file. huggingface_hub provides the HTTP client with its settings
+(``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HUB_DOWNLOAD_TIMEOUT``, proxies). Its ``model_info`` is not used: it
+raises arbitrary exceptions if the server is not a hub.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import WeightsError
 from .locate import absent_names
 from .registry import WeightFile, weight_files
 
-# The only module that imports huggingface_hub; the others take it from here.
+# Only this module imports huggingface_hub; the others import its names from here.
 try:
     from huggingface_hub import constants as constants
     from huggingface_hub import get_token, hf_hub_url
@@ -37,10 +37,10 @@ except ValueError as error:  # raised while it reads its environment, as for HF_
         f"the HF_ENDPOINT or another HF_ variable of the environment cannot be used ({error}); unset it"
     ) from error
 
-_MAX_DESCRIPTION = 16 << 20  # bytes; that of a repository of 1,000 files has 0.3 MB
+_MAX_DESCRIPTION = 16 << 20  # bytes; the description of a repository with 1,000 files has 0.3 MB
 _MAX_SMALL_FILE = 64 << 20  # bytes of a configuration or tokenizer file; the largest in use has 2.4 MB
-_MAX_FILES = 100  # of one folder
-_ROUNDED = 1.1  # how much more than the registry's rounded size may be announced
+_MAX_FILES = 100  # in one folder
+_ROUNDED = 1.1  # largest announced size over the registry's rounded size
 
 _HEX40, _HEX64 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 
@@ -55,8 +55,8 @@ class Remote:
     commit: str
     name: str
     size: int
-    sha256: str | None  # of large files
-    blob_id: str  # git's hash, of small files
+    sha256: str | None  # for large files
+    blob_id: str  # git's hash, which verifies small files
 
     @property
     def content_id(self) -> str:
@@ -65,30 +65,30 @@ class Remote:
 
 
 class UnknownRevisionError(WeightsError):
-    """The hub has the repository, and not in the revision wanted."""
+    """The hub has the repository, but not the wanted revision."""
 
 
 class TransientError(Exception):
-    """The transfer broke off in a way that another attempt may mend."""
+    """The transfer failed, and a retry may succeed."""
 
 
 def stall_s() -> float:
-    """Seconds without progress after which a transfer ends: three attempts of huggingface_hub's time-out."""
+    """Seconds without progress after which a transfer fails: three times huggingface_hub's time-out."""
     return 3.0 * constants.HF_HUB_DOWNLOAD_TIMEOUT
 
 
 def request_headers() -> dict[str, str]:
-    """Who asks.
+    """Headers of every request: the user agent and, if there is one, the token.
 
-    huggingface_hub's ``build_hf_headers`` may first fetch a list from the endpoint, of any size and for as
-    long as it is sent.
+    huggingface_hub's ``build_hf_headers`` is not used: it may first fetch a list from the endpoint, without a
+    limit on its size or time.
     """
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     return {"User-Agent": "thinksound"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
 
 def check_endpoint() -> None:
-    """Raise `WeightsError` if ``HF_ENDPOINT`` cannot be the address of a hub."""
+    """Raises `WeightsError` if ``HF_ENDPOINT``, ``HF_TOKEN`` or the proxy settings cannot be used."""
     endpoint = constants.ENDPOINT
     try:
         parts = urlsplit(endpoint)
@@ -107,7 +107,7 @@ def check_endpoint() -> None:
         raise WeightsError("HF_TOKEN holds characters that no token has; set it anew or unset it")
     try:
         get_session()
-    except Exception as error:  # whatever httpx finds wrong with a proxy or certificate file
+    except Exception as error:  # httpx's errors for a bad proxy or certificate file
         raise WeightsError(
             f"no connection to {endpoint} can be made ({shown(error)}); "
             "check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
@@ -115,11 +115,11 @@ def check_endpoint() -> None:
 
 
 def announced(file: WeightFile) -> list[Remote]:
-    """The files that make up ``file``, as the hub announces them.
+    """Returns the files that make up ``file``, as the hub announces them.
 
     Raises:
-        WeightsError: no connection, no access, no such repository or revision, an answer that is not a
-            hub's, files that are missing there, or names, sizes and hashes that cannot be right.
+        WeightsError: the connection fails, access is denied, the repository, revision or a file does not
+            exist, the server is not a hub, or a name, size or hash is not valid.
     """
     repository = str(file.repository)
     document = _document(repository, file.revision)
@@ -193,7 +193,7 @@ def _remote(repository: str, commit: str, name: str, sibling: dict[str, Any]) ->
 
 
 def _document(repository: str, revision: str) -> object:
-    """The description of a repository, whatever it is, within `stall_s` seconds."""
+    """Returns the hub's JSON description of a repository, unchecked; gives up after `stall_s` seconds."""
     url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
 
     def fetch() -> tuple[bytes, str]:
@@ -220,9 +220,9 @@ def _document(repository: str, revision: str) -> object:
 
 
 def _within(seconds: float, work: Callable[[], _T]) -> _T:
-    """What ``work`` returns or raises; `TransientError` when it takes longer than ``seconds``.
+    """Returns or raises what ``work`` does; raises `TransientError` if it takes longer than ``seconds``.
 
-    A time-out of the socket ends a silent connection, not one that sends a byte now and then.
+    The socket's time-out only ends a silent connection, not one that sends a byte now and then.
     """
     outcome: list[_T | BaseException] = []
 
@@ -244,11 +244,13 @@ def _within(seconds: float, work: Callable[[], _T]) -> _T:
 
 @contextmanager
 def content(remote: Remote, start: int) -> Iterator[tuple[int, Any]]:
-    """The bytes of a file from ``start`` on, or from 0 where the hub cannot: ``(first, response)``.
+    """Yields ``(first, response)``: the stream of a file and the position of its first byte.
+
+    ``first`` is ``start``, or 0 if the hub does not support ranges.
 
     Raises:
         TransientError: the connection failed or broke.
-        WeightsError: the hub refuses, or begins to send something of another size or encoding.
+        WeightsError: the hub refuses, or sends another size or encoding than announced.
     """
     url = hf_hub_url(remote.repository, remote.name, revision=remote.commit)
     headers = {"Range": f"bytes={start}-"} if start else {}
@@ -276,7 +278,7 @@ def _other_content(remote: Remote, sent: str) -> WeightsError:
 
 @contextmanager
 def _answer(url: str, headers: dict[str, str], repository: str, what: str) -> Iterator[Any]:
-    """The streamed answer to one request, its status checked and its errors in the user's words."""
+    """Yields the streamed answer to one request; checks its status and turns errors into messages."""
     headers = request_headers() | {"Accept-Encoding": "identity"} | headers
     try:
         with get_session().stream(
@@ -285,7 +287,7 @@ def _answer(url: str, headers: dict[str, str], repository: str, what: str) -> It
             if response.status_code not in (200, 206):
                 _refuse(response, repository, what)
             encoding = response.headers.get("Content-Encoding", "identity")
-            if encoding.lower() != "identity":  # a small answer could unpack to any size
+            if encoding.lower() != "identity":  # a small compressed answer could unpack to any size
                 raise _not_a_hub(
                     f"it sends {what} in the encoding {shown(encoding)!r}, which was not asked for"
                 )
@@ -322,5 +324,5 @@ def _not_a_hub(reason: str) -> WeightsError:
 
 
 def shown(text: object) -> str:
-    """A text from outside on one line, without control characters, of bounded length."""
+    """Returns at most 200 characters of a text on one line, without control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in str(text))[:200].strip()

@@ -1,9 +1,9 @@
-"""Weight files into networks: built on ``meta``, filled strictly by memory-mapped assignment, cast.
+"""Loading of weight files: a network is built on ``meta``, filled from memory-mapped tensors, and cast.
 
-Strict means that every tensor of the network is in the file with the right shape, and that no tensor is
-left over besides those that the registry names as ignored: the copy of the VAE inside the diffusion
-checkpoint (vae.ckpt replaces it), moving averages, optimiser state, the other halves of Synchformer and
-T5, and tables that are computed rather than loaded.
+Loading is strict: every tensor of the network must be in the file with the right shape, and every tensor in
+the file must belong to the network, except those that the registry ignores: the copy of the VAE inside the
+diffusion checkpoint (vae.ckpt replaces it), moving averages, optimiser state, the unused parts of Synchformer
+and T5, and tables that are computed rather than loaded.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from .untrained import drawn_tensors
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
-# From the tensors of a published file, under the network's names, to those that the network has.
+# Converts the tensors of a published file, under the network's names, to the network's own tensors.
 Fold = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
-# Parts of names that wrappers of modules add anywhere: torch.compile, data parallel training, Lightning,
-# FSDP, activation checkpointing. No network here has them.
+# Parts that module wrappers insert anywhere in a name: torch.compile, data parallel training, Lightning,
+# FSDP, activation checkpointing. No network here uses them itself.
 _TRANSPARENT = (
     "_orig_mod",
     "module",
@@ -48,11 +48,11 @@ _TRANSPARENT = (
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
 )
-_LONGEST_PREFIX = 8  # parts of a name before the network's own
+_LONGEST_PREFIX = 8  # parts of a name before the network's own name
 
 
 class Encoder(Protocol):
-    """A network with what it needs besides its weights, such as a tokenizer."""
+    """A network together with what else it needs, such as a tokenizer."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -62,29 +62,28 @@ Built = TypeVar("Built", bound=nn.Module | Encoder)
 
 
 def network_of(built: nn.Module | Encoder) -> nn.Module:
-    """The network itself, without its tokenizer."""
+    """Returns the network itself, without its tokenizer."""
     return built if isinstance(built, nn.Module) else built.model
 
 
 def load_network(
     build: Callable[[Path], Built], weights_dir: Path, key: str, dtype: torch.dtype, fold: Fold | None = None
 ) -> Built:
-    """A network with its weights, in evaluation mode on the CPU.
+    """Returns a network with its weights, in evaluation mode on the CPU.
 
     Args:
-        build: makes the network on ``meta``, with what it needs besides weights, from the path of its weight
-            file or folder.
+        build: builds the network on ``meta``, from the path of its weight file or folder.
         weights_dir: the folder of weight files.
         key: of the weights, in `registry`.
-        dtype: of the network's values.
-        fold: turns the tensors of the published file into those of the network, where they differ.
+        dtype: of the network's parameters and buffers.
+        fold: converts the tensors of the published file to those of the network, where they differ.
 
     Raises:
         WeightsError: the weights are missing, damaged or of another network.
     """
     file, path = weight_file(key), locate(weights_dir, key, dtype)
     parts = files_of(file, path)
-    for part in parts:  # before any of them is parsed
+    for part in parts:  # before any file is parsed
         checksums.check(weights_dir, part)
     built = build(path)
     network = network_of(built)
@@ -93,7 +92,8 @@ def load_network(
         _freeze(network)
         return built
     tensors = read_tensors(path, file, network.state_dict().keys())
-    # Looked at once: it reads the file whole. Where one file serves two networks, its record is of one.
+    # Values are checked for NaN once only, since that reads the whole file. The record of a file that serves
+    # two networks may come from the other one.
     alone = sum(other.path == file.path for other in WEIGHTS.values()) == 1
     finite = alone and checksums.are_finite(weights_dir, parts)
     fill(network, tensors.folded(fold), path, dtype, finite, tensors.held)
@@ -106,13 +106,13 @@ def load_network(
 def load_file(
     network: Network, path: Path, key: str, dtype: torch.dtype, fold: Fold | None = None
 ) -> Network:
-    """A network that was built on ``meta``, filled from any file, in evaluation mode on the CPU.
+    """Fill a network that was built on ``meta`` from any file; returns it in evaluation mode on the CPU.
 
     Args:
         network: to be filled.
         path: a published file, or one with the network's own names, such as a converted one.
-        key: whose published names the file may use.
-        dtype: of the network's values.
+        key: of the registry entry whose published names the file may use.
+        dtype: of the network's parameters and buffers.
         fold: as for `load_network`.
 
     Raises:
@@ -124,14 +124,14 @@ def load_file(
 
 
 def read_tensors(path: Path, file: WeightFile, expected: Collection[str] = frozenset()) -> NamedTensors:
-    """The tensors at ``path`` under the names inside their network.
+    """Returns the tensors at ``path`` under the names inside their network.
 
-    Files that this project wrote say so: they hold the network's own tensors, and nothing else.
+    Files that this project wrote hold exactly the network's own tensors, and are marked in their metadata.
 
     Args:
-        path: a file, or a folder with some.
-        file: whose published names the tensors may have.
-        expected: the names inside the network, to find them behind other prefixes than the published.
+        path: a weight file, or a folder of them.
+        file: the registry entry whose published names the tensors may have.
+        expected: the names inside the network; finds them behind a prefix that is not published.
     """
     return NamedTensors(path, file, _is_own(single_file(file, path)), expected)
 
@@ -142,19 +142,21 @@ def _is_own(path: Path) -> bool:
     try:
         return read_metadata(path).get(NAMES) == OWN
     except WeightsError:
-        return False  # damaged: who reads the tensors says so
+        return False  # damaged: reading the tensors raises the error
 
 
-# What the metadata of a file that this project wrote says of its tensors.
+# Entry in the metadata of files that this project wrote: their tensors have the network's own names.
 NAMES, OWN = "names", "network"
 
 
 def locate(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
-    """The file or folder that ``key`` is loaded from when ``dtype`` is asked for.
+    """Returns the file or folder that ``key`` is loaded from for ``dtype``.
 
-    The converted copy is preferred when it holds that dtype or float32 and was made from the published
-    file that is here; then the published one; then a converted copy of another dtype. Raises
-    `WeightsError` saying what to put where if there is none.
+    Prefers the converted copy if it holds that dtype or float32 and was made from the published file in the
+    folder; then the published file; then a converted copy of another dtype.
+
+    Raises:
+        WeightsError: there is none of them; the message says which file to put where.
     """
     file = weight_file(key)
     published = published_path(weights_dir, file)
@@ -184,10 +186,10 @@ def locate(weights_dir: Path, key: str, dtype: torch.dtype) -> Path:
 
 
 class NamedTensors(Mapping[str, Tensor]):
-    """The tensors of one or more files under the names of their network, mapped when looked up.
+    """The tensors of one or more files under the names inside their network, mapped when looked up.
 
-    Published names are known. Those of a fine-tune are its network's own behind one prefix, whatever its
-    trainer put there; what stands outside of that prefix is ignored, as it is in the published files.
+    Published names are converted by the registry. A fine-tuned checkpoint may have the network's names behind
+    one other prefix; tensors without that prefix are ignored, as in the published files.
     """
 
     def __init__(
@@ -199,10 +201,10 @@ class NamedTensors(Mapping[str, Tensor]):
     ) -> None:
         """
         Args:
-            path: a file, or a folder with some.
-            file: whose published names the files may use.
-            is_own: whether they hold the network's own names instead.
-            expected: the names inside the network, to find them behind other prefixes than the published.
+            path: a weight file, or a folder of them.
+            file: the registry entry whose published names the files may use.
+            is_own: whether the files use the network's own names instead.
+            expected: the names inside the network; finds them behind a prefix that is not published.
         """
         self._is_own = is_own
         self.held: list[str] = []  # every name in the files, for messages
@@ -235,7 +237,7 @@ class NamedTensors(Mapping[str, Tensor]):
 
 
 def _bare(name: str) -> str:
-    """``name`` without what wrappers of modules add to it."""
+    """Returns ``name`` without the parts that module wrappers insert."""
     parts = name.split(".")
     return (
         name if set(_TRANSPARENT).isdisjoint(parts) else ".".join(p for p in parts if p not in _TRANSPARENT)
@@ -245,7 +247,7 @@ def _bare(name: str) -> str:
 def _renaming(
     path: Path, file: WeightFile | None, names: Sequence[str], expected: Collection[str]
 ) -> Callable[[str], str | None]:
-    """How names in a file become names in its network; see `NamedTensors`."""
+    """Returns the function from names in a file to names in its network; see `NamedTensors`."""
     if file is None:
         return lambda name: name
     published = file.network_name
@@ -284,18 +286,18 @@ def fill(
     finite: bool = False,
     held: Sequence[str] | None = None,
 ) -> None:
-    """Put ``tensors`` into a network built on ``meta``; buffers that are not stored stay.
+    """Put ``tensors`` into a network built on ``meta``; non-persistent buffers are not changed.
 
     Args:
         network: to be filled.
-        tensors: under the network's names.
-        source: where they are from, for messages.
-        dtype: of the network's values.
-        finite: whether all values are known to be finite, so that nobody has to look.
-        held: every name in the source, for messages; the names of ``tensors`` unless given.
+        tensors: by the network's names.
+        source: the file or folder, for messages.
+        dtype: of the network's parameters and buffers.
+        finite: whether all values are known to be finite, which saves the check.
+        held: every name in the source, for messages; by default the names of ``tensors``.
 
     Raises:
-        WeightsError: a tensor is missing, left over, of another shape, not of a floating-point type, or not
+        WeightsError: a tensor is missing, left over, of another shape, not of a floating-point dtype, or not
             finite.
     """
     what = type(network).__name__
@@ -330,7 +332,7 @@ def fill(
                 f"{source}: {name} holds {tensor.dtype} instead of numbers with a fraction; download it again"
             )
         cast[name] = tensor.to(dtype)
-        # The range of float16 is smaller than that of the other formats.
+        # Finite values of another dtype may be out of the range of float16.
         if not finite or (dtype == torch.float16 and tensor.dtype != torch.float16):
             check_finite(str(source), name, tensor, cast[name])
     left_over = [name for name in tensors if name not in expected]
@@ -351,7 +353,7 @@ def _freeze(network: Network) -> Network:
 
 
 def _tied(network: nn.Module) -> dict[str, list[str]]:
-    """For each parameter name, all names under which the network holds that same parameter."""
+    """Returns, for each parameter name, all names of that same parameter in the network."""
     names: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -366,7 +368,7 @@ def _looks_like(names: Sequence[str]) -> str:
 
 
 def _source(weights_dir: Path, file: WeightFile, published: Path) -> str | None:
-    """The recorded hash of what is published, as `convert` notes it; None if it was never recorded."""
+    """Returns the recorded hash of the published file, as `convert` stores it; None if there is no record."""
     hashes = [checksums.recorded_sha256(weights_dir, path) for path in weight_paths(published, file.layouts)]
     known = [sha256 for sha256 in hashes if sha256 is not None]
     return ",".join(known) if len(known) == len(hashes) else None

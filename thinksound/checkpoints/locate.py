@@ -1,4 +1,4 @@
-"""What is in the weights folder: published files, our converted copies, bundled ones, and what is not."""
+"""Which published, converted and bundled files are in the weights folder, and which are missing."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .registry import (
 
 
 def weights_folder(given: Path | None) -> Path:
-    """``given``, or the usual folder of weight files (`registry.default_weights_dir`) where it is None."""
+    """Returns ``given``, or the default folder of weight files if it is None."""
     return given if given is not None else default_weights_dir()
 
 
 def check_weights_dir(weights_dir: Path, may_be_absent: bool = False) -> None:
-    """Raise `WeightsError` unless ``weights_dir`` is a folder."""
+    """Raises `WeightsError` if ``weights_dir`` is a file or, unless it ``may_be_absent``, does not exist."""
     if weights_dir.is_file():
         raise WeightsError(f"{weights_dir}: this is a file; give the folder that holds the weight files")
     if not may_be_absent and not weights_dir.is_dir():
@@ -41,7 +41,7 @@ def check_weights_dir(weights_dir: Path, may_be_absent: bool = False) -> None:
 
 
 def missing(weights_dir: Path, keys: Iterable[str]) -> list[WeightFile]:
-    """Those of ``keys`` for which there is neither a published nor a converted file.
+    """Returns the weights of ``keys`` that have neither a published nor a converted file.
 
     Raises:
         WeightsError: ``weights_dir`` is a file.
@@ -60,7 +60,7 @@ _DOWNLOAD = "run `thinksound weights download` (with --preset and --weights as h
 
 
 def describe_missing(weights_dir: Path, files: Iterable[WeightFile], remedy: str = _DOWNLOAD) -> str:
-    """The message that says which files to put where; ``remedy`` names the command that fetches them."""
+    """Returns the message that says which files to put where; ``remedy`` names the command for it."""
     files = list(files)
     where = f"{weights_dir}" if weights_dir.is_dir() else f"{weights_dir} (no such folder)"
     lines = [f"weights are missing in {where}:"]
@@ -90,10 +90,11 @@ def describe_missing(weights_dir: Path, files: Iterable[WeightFile], remedy: str
 
 
 def published_path(weights_dir: Path, file: WeightFile) -> Path:
-    """Where ``file`` lies or belongs.
+    """Returns the path where ``file`` is, or belongs.
 
-    Bundled ones are also looked up in `bundled_dir`, unless somebody named a folder for them: one that is
-    not the default, does not exist, or holds bundled files of its own. What was asked for is used or refused.
+    Bundled files are also looked up in `bundled_dir`, unless the user chose another folder for them: by
+    ``--weights``, or by a ``THINKSOUND_WEIGHTS`` that does not exist or has bundled files of its own. A
+    folder that the user chose is used or refused, never replaced.
     """
     path = weights_dir / file.path
     if not file.bundled or path.exists() or weights_dir != default_weights_dir():
@@ -105,7 +106,7 @@ def published_path(weights_dir: Path, file: WeightFile) -> Path:
 
 
 def is_complete(file: WeightFile, path: Path) -> bool:
-    """Whether everything that ``file`` consists of lies at ``path``, or need not."""
+    """Whether all parts of ``file`` are at ``path``, or its values are drawn."""
     try:
         return not absent_parts(file, path) if file.is_folder else path.is_file() or is_drawn(file, path)
     except OSError as error:
@@ -113,13 +114,13 @@ def is_complete(file: WeightFile, path: Path) -> bool:
 
 
 def is_drawn(file: WeightFile, path: Path) -> bool:
-    """Whether there is no file at ``path`` because the values of ``file`` are drawn."""
-    own = PurePosixPath(file.path).parts  # not that of a converted copy
+    """Whether the values of ``file`` are drawn, because they may be and there is no file at ``path``."""
+    own = PurePosixPath(file.path).parts  # a converted copy has another path
     return file.is_random and path.parts[-len(own) :] == own and not path.exists()
 
 
 def absent_parts(file: WeightFile, folder: Path) -> list[str]:
-    """What the Hugging Face folder of ``file`` lacks to be usable, in the words of its file names."""
+    """Returns the file names that the Hugging Face folder of ``file`` lacks, for messages."""
     names = _names(folder)
     absent = absent_names(file, names)
     weights = weight_files(names, file.layouts)
@@ -129,7 +130,7 @@ def absent_parts(file: WeightFile, folder: Path) -> list[str]:
 
 
 def absent_names(file: WeightFile, names: set[str]) -> list[str]:
-    """What a Hugging Face folder with these file names lacks, whatever its index says of shards."""
+    """Returns the file names that a Hugging Face folder with ``names`` lacks, apart from shards."""
     absent = [] if file.description in names else [file.description]
     if not weight_files(names, file.layouts):
         whole = [first for first, shard in file.layouts if shard is None]
@@ -141,10 +142,10 @@ def absent_names(file: WeightFile, names: set[str]) -> list[str]:
 
 
 def shards_of(index: Path) -> set[str]:
-    """The file names that an index of sharded weights refers to.
+    """Returns the file names in an index of sharded weights.
 
     Raises:
-        WeightsError: it is no such index, or it refers to something else than shards beside it.
+        WeightsError: the file is not such an index, or it names anything but its shards.
     """
     shard = dict(WEIGHT_LAYOUTS)[index.name]
     try:
@@ -162,30 +163,31 @@ def shards_of(index: Path) -> set[str]:
 
 
 def files_of(file: WeightFile, path: Path) -> list[Path]:
-    """The files that are read when ``file`` is loaded from ``path``."""
+    """Returns the files that are read to load ``file`` from ``path``; none if its values are drawn."""
     if is_drawn(file, path):
         return []
     return [path / name for name in file.wanted(_names(path))] if file.is_folder else [path]
 
 
 def weight_paths(path: Path, layouts: Layouts = WEIGHT_LAYOUTS) -> list[Path]:
-    """The files with tensors in what lies at ``path``: itself, or the weights of the folder."""
+    """Returns the files with tensors: ``path`` itself, or the weight files in the folder at ``path``."""
     if not path.is_dir():
         return [path]
     return [path / name for name in weight_files(_names(path), layouts) if not name.endswith(".index.json")]
 
 
 def single_file(file: WeightFile, converted: Path) -> Path:
-    """The safetensors file of a converted copy."""
+    """Returns the safetensors file of a converted copy, which may be a folder."""
     return converted / file.written if converted.is_dir() else converted
 
 
 def present_files(weights_dir: Path) -> list[Path]:
-    """Every file that any key would be loaded from, published, converted and bundled; at least one.
+    """Returns all published, converted and bundled files from which complete weights can be loaded.
 
-    Raises `WeightsError` if there is none.
+    Raises:
+        WeightsError: there is none.
     """
-    check_weights_dir(weights_dir, may_be_absent=True)  # the bundled files may lie elsewhere
+    check_weights_dir(weights_dir, may_be_absent=True)  # the bundled files may be elsewhere
     paths: list[Path] = []
     for file in WEIGHTS.values():
         for path in (published_path(weights_dir, file), weights_dir / file.converted_path):
@@ -198,7 +200,7 @@ def present_files(weights_dir: Path) -> list[Path]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The free text fields in the header of a safetensors file."""
+    """Returns the metadata in the header of a safetensors file; raises `WeightsError` if it is damaged."""
     try:
         with safe_open(path, framework="np") as file:
             metadata: dict[str, str] | None = file.metadata()

@@ -1,11 +1,11 @@
-"""A pickle machine that runs nothing, imports nothing, and ends soon whatever the bytes say.
+"""An unpickler for checkpoints that runs nothing, imports nothing, and is bounded in time and memory.
 
-Python's own unpickler calls what the file names and hashes what the file nests, in C and without a limit.
-This one knows dictionaries, lists, tuples, texts, numbers and tensors; everything else that a checkpoint
-holds, from callbacks to random generators, becomes `FOREIGN`, which accepts any construction and any state
-and does nothing. Of a dictionary only the entries under texts are kept: nothing else names a tensor, and
-nothing else is hashed. Instructions, bytes and the memo are counted, so that time and memory are bounded by
-the size of the file.
+Python's own unpickler calls any function that the file names and hashes nested keys in C without a limit.
+This one knows dictionaries, lists, tuples, strings, numbers and tensors. Every other object in a checkpoint,
+such as a callback or a random generator, becomes `FOREIGN`, which accepts any arguments and state and does
+nothing. Dictionary entries are kept only under string keys, because only those name tensors; other keys are
+never hashed. Instructions, bytes and memo entries are limited, so time and memory are bounded by the size of
+the file.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import IO, Any, Final
 
 import torch
 
-# What `read_pickle` raises for damaged or hostile bytes.
+# The exceptions that `read_pickle` raises for damaged or hostile bytes.
 PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, struct.error)
 
 # A full trainer checkpoint with moving averages and optimiser state takes 2 MB and 300,000 instructions.
 LARGEST_PICKLE: Final = 1 << 25  # bytes
 _MOST_INSTRUCTIONS = 2_000_000
-_MOST_ARGUMENTS = 16  # of a function that makes a tensor
+_MOST_ARGUMENTS = 16  # of a function that builds a tensor
 _MOST_DIMENSIONS = 16
-_LARGEST = 1 << 48  # no size, stride or offset reaches this
-_SMALL = 1 << 20  # bytes that a view may take beyond its storage
+_LARGEST = 1 << 48  # upper bound of sizes, strides and offsets
+_SMALL = 1 << 20  # bytes that a view may have, however small its storage is
 
-# Storage classes by the name they have in a pickle. Quantised storages are left out: no network here
-# has any, and a tensor of one is foreign.
+# Storage classes by their names in a pickle. Quantised storages are left out, since no network here has
+# any: their tensors become `FOREIGN`.
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -62,7 +62,7 @@ class _Foreign:
 
 FOREIGN = _Foreign()
 _DICT_CLASS = _Foreign()  # collections.OrderedDict
-_UNSET = _Foreign()  # a place of the memo that nothing was put into
+_UNSET = _Foreign()  # an empty entry of the memo
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Dtype:
 
 @dataclass(frozen=True)
 class _Rebuild:
-    """One of torch's functions that make tensors."""
+    """One of torch's functions that build tensors."""
 
     call: Callable[..., object]
 
@@ -118,7 +118,7 @@ class View:
             )
             if (last + 1) * self.dtype.itemsize > self.storage.nbytes:
                 raise ValueError("a tensor that is larger than its storage")
-        # Strides of zero and strides that overlap repeat numbers: a few bytes could stand for terabytes.
+        # Zero or overlapping strides repeat values: a few bytes could become terabytes.
         if elements * self.dtype.itemsize > max(self.storage.nbytes, _SMALL):
             raise ValueError("a tensor that repeats its numbers over and over")
 
@@ -136,7 +136,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any)
 
 
 def _rebuild_tensor_v2(*arguments: Any) -> object:
-    # The seventh marks conjugated or negated views, which no weight file has.
+    # The seventh argument marks conjugated or negated views, which no weight file has.
     return FOREIGN if any(arguments[6:]) else _rebuild_tensor(*arguments)
 
 
@@ -152,7 +152,7 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> object:
 
 
 def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> object:
-    # Called by torch for a subclass: a function and what it takes, which is never this one again.
+    # torch pickles a tensor subclass as a function and its arguments. The function is never this one again.
     if not isinstance(function, _Rebuild) or function.call is _rebuild_from_type:
         return FOREIGN
     return _call(function, arguments)
@@ -191,10 +191,10 @@ def _global(module: object, name: object) -> object:
 
 
 def read_pickle(stream: IO[bytes]) -> tuple[object, dict[str, Storage]]:
-    """The object whose pickle starts here, and the storages that it refers to by their keys.
+    """Returns the object whose pickle starts at the position of ``stream``, and its storages by key.
 
-    Leaves ``stream`` behind the pickle. Raises one of `PICKLE_ERRORS` for bytes that are no pickle, and
-    for those that ask for more than a checkpoint can need.
+    ``stream`` is left at the end of the pickle. Raises one of `PICKLE_ERRORS` for bytes that are not a
+    pickle, and for a pickle beyond the limits above.
     """
     start = stream.tell()
     data = stream.read(LARGEST_PICKLE)
@@ -214,17 +214,17 @@ def read_pickle(stream: IO[bytes]) -> tuple[object, dict[str, Storage]]:
 
 
 class _Machine:
-    """The state between two instructions."""
+    """The state of the unpickler between two instructions."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # the stacks below each open mark
         self.memo: list[Any] = []
         self.storages: dict[str, Storage] = {}
-        self.copied = 0  # items that were gone through a second time
+        self.copied = 0  # items that were visited a second time; they count as instructions
 
     def step(self, name: str, argument: Any, position: int | None) -> None:
-        """Carry out one instruction, which stands at ``position``."""
+        """Carry out one instruction, which is at ``position`` in the pickle."""
         if name in _LITERALS:
             self.stack.append(argument)
         elif name in _FIXED:
@@ -245,7 +245,7 @@ class _Machine:
             self._items()
             self.stack.append(FOREIGN)
         elif name.startswith("EXT"):
-            # Looks objects up in a table of this process.
+            # These would look objects up in a table of this process.
             raise pickle.UnpicklingError("an entry of the extension registry")
         elif name == "STOP":
             if self.outer or len(self.stack) != 1:
@@ -254,7 +254,7 @@ class _Machine:
             raise pickle.UnpicklingError(f"an instruction that no checkpoint has ({name})")
 
     def _items(self) -> list[Any]:
-        """What stands above the last mark, which is taken away."""
+        """Returns the items above the last mark, and removes both."""
         items, self.stack = self.stack, self.outer.pop()
         return items
 
@@ -411,7 +411,7 @@ _METHODS: dict[str, Callable[[_Machine], object]] = {
 
 
 def _is_key(key: object) -> bool:
-    """Whether ``key`` is flat, or a tuple of a few things: all that a checkpoint could have for a key."""
+    """Whether a checkpoint could have this key: a flat value, or a tuple of a few values."""
     parts = [key]
     for _ in range(2 * _MOST_ARGUMENTS):
         if not parts:

@@ -1,13 +1,13 @@
-"""Every weight file: where it is published, under what name it lies here, its tensor names, its licence.
+"""The registry of weight files: source, local name, size, hash, tensor names and licence of each.
 
-Published names are kept, so a folder filled by hand works without any network. A revision is a commit
-where we know a good one; otherwise the checksum recorded at first use is what notices a change
-(`checksums`). Sizes are those of the files as published, rounded; a download asks the hub for the exact
-ones. SHA-256 values were read on the pages of the hub that are named beside them; the files themselves were
-not available. Files with no repository are part of this project.
+It has the weights of all presets and of the evaluation; the judges' files in ``judges/`` are not part of it.
+Published file names are kept, so that a folder filled by hand works without a network. ``revision`` is a
+commit where one is known to be good; otherwise only the checksum recorded at first use shows that a file has
+changed (`checksums`). Sizes are rounded; a download asks the hub for the exact ones. SHA-256 values were read
+on the hub's pages named beside them; the files themselves were not available.
 
-A published file can hold more than the network that is loaded from it, such as optimiser state, and its
-tensors can have a prefix. Both are written down with the file, as regular expressions.
+A published file can hold more than the network, such as optimiser state, and its tensor names can have a
+prefix. ``ignored`` and ``prefix`` are regular expressions for both.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 
 from ..errors import WeightsError
 
-# Weights of a Hugging Face folder, best first; exactly one of these layouts is used and downloaded. The
-# second part is what the names of its shards must match in full: a name from a mirror becomes a path here.
+# Weight files of a Hugging Face folder, best first; exactly one of these layouts is used and downloaded. The
+# names of shards must match the second part in full, because a name from a mirror becomes a path here.
 Layouts = tuple[tuple[str, re.Pattern[str] | None], ...]
 WEIGHT_LAYOUTS: Layouts = (
     ("model.safetensors", None),
@@ -31,7 +31,7 @@ WEIGHT_LAYOUTS: Layouts = (
     ("pytorch_model.bin.index.json", re.compile(r"pytorch_model-[0-9]{1,6}-of-[0-9]{1,6}\.bin")),
 )
 
-# Of a folder that open_clip's authors publish; weights for other libraries can lie beside them.
+# Weight files of a folder in open_clip's layout; it can also hold weights for other libraries.
 OPEN_CLIP_LAYOUTS: Layouts = (("open_clip_model.safetensors", None), ("open_clip_pytorch_model.bin", None))
 
 # A Hugging Face folder of a network that reads text needs one of these beside its weights and config.json.
@@ -41,7 +41,7 @@ TOKENIZERS: tuple[tuple[str, ...], ...] = (
     ("vocab.json", "merges.txt"),
 )
 
-# What is used of such a folder besides its weights; all of it is small.
+# The other files of such a folder that are used; all are small.
 _CONFIG_AND_TOKENIZER = (
     "config.json",
     "preprocessor_config.json",
@@ -59,12 +59,12 @@ _SYNCHFORMER = {
     "synchformer_state_dict.pth": "8aff082f2df5c3bc52759db0c865c7ee772ae6400b860d1b7e90413f2defb67c"
 }
 
-# The trainer's own prefix, and Lightning's around it, which the light checkpoint lacks.
+# The trainer's prefix; Lightning's prefix around it is absent from the light checkpoint.
 _TRAINER_PREFIX = r"(diffusion\.)?model\.model\."
-# Buffers that an older version of the published network stored; they are computed here.
+# Buffers that older versions of the published networks stored; they are computed here.
 _COMPUTED_TABLES = r"t_embed\.freqs|latent_rot|clip_rot"
 
-# How a file that is not the right one is recognised, by a part of any of its tensor names.
+# Parts of tensor names that tell what a wrong file holds, for messages.
 SIGNS = (
     ("vfeat_extractor.", "Synchformer weights"),
     ("joint_blocks.", "weights of the diffusion transformer"),
@@ -78,7 +78,7 @@ SIGNS = (
 )
 
 _MMAUDIO = "hkchengrex/MMAudio"
-# By the repository's README; the page on the hub says MIT.
+# As in the README of the code; the page on the hub says MIT.
 _MMAUDIO_LICENCE = "CC-BY-NC-4.0"
 
 _RESEARCH_ONLY = "research and education only, no commercial use"
@@ -93,20 +93,20 @@ class WeightFile:
     path: str  # inside the weights folder
     purpose: str
     licence: str
-    size: int | None  # bytes to download, rounded; None for what is bundled
+    size: int | None  # bytes to download, rounded; None for bundled files
     repository: str | None = None  # on the hub; None for files that come with this project
     revision: str = "main"
-    remote: str = ""  # its name in the repository, where that is another
-    patterns: tuple[str, ...] = ()  # of a folder: its files besides the weights, first its description
-    layouts: Layouts = WEIGHT_LAYOUTS  # of a folder: its weights, best first
-    sha256: Mapping[str, str] = field(default_factory=dict)  # file name -> hash as published, where known
-    is_random: bool = False  # nobody has trained it yet: without a file its values are drawn (`untrained`)
-    prefix: str = ""  # regular expression: what stands before the network's own tensor names
-    ignored: str = "(?!)"  # regular expression: tensors, by their names without prefix, that are not loaded
+    remote: str = ""  # path in the repository, if not the same as ``path``
+    patterns: tuple[str, ...] = ()  # of a folder: its files besides the weights; the first is the description
+    layouts: Layouts = WEIGHT_LAYOUTS  # of a folder: its weight files, best first
+    sha256: Mapping[str, str] = field(default_factory=dict)  # file name -> published hash, where known
+    is_random: bool = False  # not trained: its values are drawn if there is no file (`untrained`)
+    prefix: str = ""  # regular expression of the prefix of the network's tensor names
+    ignored: str = "(?!)"  # regular expression of tensor names, without prefix, that are not loaded
 
     @property
     def bundled(self) -> bool:
-        """Comes with this project and is never downloaded."""
+        """Whether it comes with this project and is never downloaded."""
         return self.repository is None
 
     @property
@@ -115,27 +115,27 @@ class WeightFile:
 
     @property
     def remote_path(self) -> str:
-        """Its name in the repository."""
+        """Its path in the repository."""
         return self.remote or self.path
 
     @property
     def description(self) -> str:
-        """Of a folder: the file that describes the network."""
+        """The file of a folder that describes the network."""
         return self.patterns[0]
 
     @property
     def written(self) -> str:
-        """Of a folder: the name under which this project writes weights."""
+        """The file name under which this project writes the weights of a folder."""
         return self.layouts[0][0]
 
     def network_name(self, name: str) -> str | None:
-        """The name inside its network of a published tensor; None for one that is not loaded."""
+        """Returns a published tensor's name inside its network; None if it is not loaded."""
         prefix = re.match(self.prefix, name)
         inner = name[prefix.end() :] if prefix else None
         return None if inner is None or self.ignores(inner) else inner
 
     def ignores(self, inner: str) -> bool:
-        """Whether a tensor, by its name without prefix, is part of the file but not of the network."""
+        """Whether a tensor, named without prefix, is in the file but not part of the network."""
         return re.fullmatch(self.ignored, inner) is not None
 
     @property
@@ -144,11 +144,11 @@ class WeightFile:
 
     @property
     def converted_path(self) -> str:
-        """Where `convert` puts its copy, inside the weights folder."""
+        """Path of the converted copy, inside the weights folder."""
         return f"converted/{self.path}" if self.is_folder else f"converted/{self.key}.safetensors"
 
     def wanted(self, names: Collection[str]) -> list[str]:
-        """Of the file names in a folder (here or on the hub), those this project uses, sorted."""
+        """Returns, sorted, those of a folder's file names that this project uses."""
         others = [name for name in names if name in self.patterns]
         return sorted([*weight_files(names, self.layouts), *others])
 
@@ -217,13 +217,13 @@ WEIGHTS: dict[str, WeightFile] = {
             licence="Apache-2.0",
             size=11_400_000_000,
             repository="google/t5-v1_1-xl",
-            # huggingface.co/google/t5-v1_1-xl/tree/a9e51c46bd6f3893213c51edf9498be6f0426797: the files that
-            # are used are those of main, which adds generation_config.json alone.
+            # huggingface.co/google/t5-v1_1-xl/tree/a9e51c46bd6f3893213c51edf9498be6f0426797: its files that
+            # are used equal those of main, which only adds generation_config.json.
             revision="a9e51c46bd6f3893213c51edf9498be6f0426797",
             # huggingface.co/google/t5-v1_1-xl/blob/518fec1361d0fd82dd8fd185fcb0bbd1d404d65d/pytorch_model.bin
             sha256={"pytorch_model.bin": "72be4ab4cb05720c91e72995ad26fb5e2785fc1648c80ad0561c45ce432447fc"},
             patterns=_CONFIG_AND_TOKENIZER,
-            # The decoder; and the encoder's embedding, which is the shared one that is in every file.
+            # The decoder, and the encoder's copy of the embedding, which every file has as `shared` too.
             ignored=r"(?!shared\.|encoder\.).*|encoder\.embed_tokens\.weight",
         ),
         WeightFile(
@@ -253,7 +253,7 @@ WEIGHTS: dict[str, WeightFile] = {
             licence="BSD-3-Clause",
             size=346_000_000,
             repository="MIT/ast-finetuned-audioset-10-10-0.4593",
-            # pinned by several other projects, which name its model.safetensors
+            # pinned by several other projects, which use its model.safetensors
             revision="f826b80d28226b62986cc218e5cec390b1096902",
             patterns=("config.json", "preprocessor_config.json"),
         ),
@@ -361,14 +361,14 @@ WEIGHTS: dict[str, WeightFile] = {
 
 
 def weight_file(key: str) -> WeightFile:
-    """The entry of ``key``; raises `WeightsError` with the known keys otherwise."""
+    """Returns the entry of ``key``; raises `WeightsError` with the known keys if there is none."""
     if key not in WEIGHTS:
         raise WeightsError(f"{key}: no such weights; known are {', '.join(WEIGHTS)}")
     return WEIGHTS[key]
 
 
 def weight_files(names: Collection[str], layouts: Layouts = WEIGHT_LAYOUTS) -> list[str]:
-    """Of the file names in a Hugging Face folder, the weights of the best layout that is there."""
+    """Returns those of a folder's file names that belong to the best layout present, index included."""
     for first, shard in layouts:
         if first in names:
             return [first, *sorted(name for name in names if shard is not None and shard.fullmatch(name))]
@@ -381,25 +381,25 @@ _CHECKOUT = _PACKAGE.parent / "weights"
 
 
 def bundled_dir() -> Path:
-    """The folder of the files that come with this project: ``tiny/`` and ``judges/``.
+    """Returns the folder of the files that come with this project: ``tiny/`` and ``judges/``.
 
-    In a checkout it is ``weights/``, beside what is downloaded. An installed package has it inside itself,
-    and nothing is ever written there.
+    In a checkout it is ``weights/``, where downloads go too. In an installed package it is inside the
+    package, and nothing is written there.
     """
     return _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 
 def restore_advice(path: Path) -> str:
-    """How to get back a bundled file that is missing or damaged at ``path``, as the end of a message."""
+    """Returns the end of a message: how to restore a bundled file that is missing or damaged."""
     if not path.is_relative_to(bundled_dir()):
         return "copy or export it again"
     return "restore it with git" if bundled_dir() == _CHECKOUT else "install thinksound-cog again"
 
 
 def default_weights_dir() -> Path:
-    """``$THINKSOUND_WEIGHTS``, else ``weights/`` of a checkout, else the user's cache folder.
+    """Returns ``$THINKSOUND_WEIGHTS``, else ``weights/`` of a checkout, else a folder in the user's cache.
 
-    Raises `WeightsError` where the user's cache is meant and there is no home folder.
+    Raises `WeightsError` if a home folder is needed and there is none.
     """
     chosen = os.environ.get("THINKSOUND_WEIGHTS")
     try:

@@ -1,14 +1,14 @@
-"""Named tensors of a weight file, memory-mapped, without running anything that the file says.
+"""Reads the named tensors of a weight file, memory-mapped, without running any code from the file.
 
-Three formats are read, told apart by their content: safetensors; the zip archive that ``torch.save``
-writes; and the plain pickle stream it wrote before torch 1.6, which old Hugging Face repositories still
-hold. The two pickled formats go through `pickles`, which imports and runs nothing. Trainer checkpoints full
-of configuration objects, callbacks and optimiser state are therefore readable whatever their classes are,
-and a hostile file has nothing to call. torch's own reader is not used: with ``weights_only`` it refuses such
-checkpoints, without it it runs them.
+Three formats are read and recognised by their content: safetensors; the zip archive that ``torch.save``
+writes; and the plain pickle stream that it wrote before torch 1.6, which old Hugging Face repositories still
+have. The two pickled formats are read by `pickles`, which imports and runs nothing. So trainer checkpoints
+with configuration objects, callbacks and optimiser state are readable whatever their classes are, and a
+hostile file cannot call anything. torch's own reader is not used: with ``weights_only`` it refuses such
+checkpoints, and without it, it runs their code.
 
-Tensors are records (storage, offset, shape, strides) until one is asked for, so what is not asked for,
-optimiser state above all, is never read from the disk.
+A tensor is a record (storage, offset, shape, strides) until it is looked up. Tensors that are not looked up,
+such as optimiser state, are never read from the disk.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ..errors import WeightsError
 from .pickles import LARGEST_PICKLE, PICKLE_ERRORS, Storage, View, read_pickle
 
 _LONGEST_NAME = 500
-_MOST_REPEATED = 8  # times that the tensors of a file may be as large as the file: some share their numbers
+_MOST_REPEATED = 8  # largest ratio of the tensors' size to the file's; above 1 if tensors share values
 
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors in ``path`` by name; each is mapped from the file when it is looked up.
+    """Returns the tensors in ``path`` by name; each is mapped from the file when it is looked up.
 
-    A trainer checkpoint gives the tensors of its ``state_dict``. Raises `WeightsError` for a file that is
+    For a trainer checkpoint they are the tensors of its ``state_dict``. Raises `WeightsError` if the file is
     missing, damaged, or not a weight file.
     """
     try:
@@ -50,20 +50,20 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         ) from error
     if head.startswith(b"PK\x03\x04"):
         tensors = _open_zip(path)
-    elif head[8:9] == b"{":  # asked first: the header's length before it may begin as a pickle does
+    elif head[8:9] == b"{":  # before pickle: the header's length may begin with the same byte
         tensors = _open_safetensors(path)
     elif head.startswith(b"\x80"):
         tensors = _open_legacy(path)
     else:
         raise WeightsError(f"{path}: {_describe(head)}, not a weight file; download it again")
-    for name in tensors:  # messages show them
+    for name in tensors:  # names appear in messages
         if len(name) > _LONGEST_NAME or not name.isprintable():
             raise WeightsError(f"{path}: damaged, it names a tensor {name[:20]!a}…; download it again")
     return tensors
 
 
 def check_finite(source: str, name: str, tensor: Tensor, cast: Tensor) -> None:
-    """Raise `WeightsError` if a number of ``tensor``, or of what it was ``cast`` to, is not finite."""
+    """Raises `WeightsError` if a value of ``tensor``, or of its ``cast``, is not finite."""
     if _is_finite(cast):
         return
     if cast.dtype != tensor.dtype and _is_finite(tensor.double()):
@@ -78,12 +78,12 @@ def check_finite(source: str, name: str, tensor: Tensor, cast: Tensor) -> None:
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.numel():
         return True
-    low, high = tensor.aminmax()  # one pass without a copy; NaN comes through
+    low, high = tensor.aminmax()  # one pass without a copy; NaN is propagated
     return bool(low.isfinite() and high.isfinite())
 
 
 def _describe(head: bytes) -> str:
-    """What a file is that is none of the formats, in words."""
+    """Describes a file that has none of the formats, for messages."""
     text = head.lstrip().lower()
     if not head:
         return "an empty file"
@@ -107,7 +107,7 @@ class _SafetensorsFile(Mapping[str, Tensor]):
             raise KeyError(name)
         try:
             tensor: Tensor = self._file.get_tensor(name)
-        except (SafetensorError, KeyError, AttributeError, RuntimeError) as error:  # a format torch has not
+        except (SafetensorError, KeyError, AttributeError, RuntimeError) as error:  # a dtype that torch lacks
             raise WeightsError(f"{self._path}: {name} cannot be read ({error}); convert it again") from error
         return tensor
 
@@ -128,8 +128,8 @@ def _open_safetensors(path: Path) -> Mapping[str, Tensor]:
 # --- pickled checkpoints -------------------------------------------------------------------------
 
 
-# Under what trainers put the weights in a checkpoint, and what stands beside them that is none.
-_STATE_DICT = "state_dict"  # Lightning's, which holds averages too: these are told apart by name
+# Keys under which trainers put the weights in a checkpoint.
+_STATE_DICT = "state_dict"  # Lightning's, which also holds moving averages: these differ by name
 _WRAPPERS = (
     "model_state_dict",
     "model",
@@ -145,11 +145,11 @@ _WRAPPERS = (
     "ema_state_dict",
     "params_ema",
 )
-_DEEPEST = 4  # wrappers in each other
+_DEEPEST = 4  # nested wrappers
 
 
 def _named_views(path: Path, content: object) -> dict[str, View]:
-    """The tensors of an unpickled checkpoint, taken out of what a trainer wraps around them."""
+    """Returns the tensors of an unpickled checkpoint, without the dictionaries that a trainer adds."""
     for _ in range(_DEEPEST):
         if not isinstance(content, dict):
             break
@@ -177,7 +177,7 @@ def _named_views(path: Path, content: object) -> dict[str, View]:
 
 
 class _PickledFile(Mapping[str, Tensor]):
-    """Tensors of an unpickled checkpoint; ``places`` says where each storage lies in the file."""
+    """Tensors of an unpickled checkpoint; ``places`` has the offset and size in bytes of each storage."""
 
     def __init__(self, path: Path, content: object, places: Mapping[str, tuple[int, int]]) -> None:
         self._views = _named_views(path, content)
@@ -204,7 +204,7 @@ class _PickledFile(Mapping[str, Tensor]):
         return len(self._views)
 
     def _storage(self, wanted: Storage) -> torch.UntypedStorage:
-        """The bytes in the file as a storage of their own, once, so that tied tensors stay tied."""
+        """Returns a storage over the file's bytes, always the same one, so that tied tensors stay tied."""
         if wanted in self._storages:
             return self._storages[wanted]
         offset, size = self._places.get(wanted.key, (0, -1))
@@ -213,14 +213,14 @@ class _PickledFile(Mapping[str, Tensor]):
             raise WeightsError(f"{self._path}: cut short, tensor data is missing; download it again")
         storage = self._bytes.untyped_storage()[offset : offset + nbytes]
         if offset % wanted.dtype.itemsize:
-            # Legacy files are not aligned. The copy is not kept: it may be needed for one cast only.
+            # Legacy files are not aligned. The copy is not kept, because most are needed once, for a cast.
             return torch.empty(0, dtype=torch.uint8).set_(storage).clone().untyped_storage()
         self._storages[wanted] = storage
         return storage
 
 
 class _Archive(io.FileIO):
-    """Refuses reads that no checkpoint needs: the list of a zip file's entries is read at once."""
+    """Limits the size of a read, because `zipfile` reads the list of entries at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > LARGEST_PICKLE:
@@ -262,7 +262,7 @@ def _open_zip(path: Path) -> Mapping[str, Tensor]:
 
 
 def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a stored entry begin: behind its local header, whose padding only it knows."""
+    """Returns the offset of an entry's bytes, after its local header, whose length only that header tells."""
     file.seek(entry.header_offset)
     signature, name_length, extra_length = struct.unpack("<4s22xHH", file.read(30))
     if signature != b"PK\x03\x04":
@@ -271,7 +271,7 @@ def _data_offset(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
 
 
 def _open_legacy(path: Path) -> Mapping[str, Tensor]:
-    """Four pickles (magic number, version, machine, content), the storage keys, then the storages."""
+    """Reads four pickles (magic number, version, machine, content), the storage keys, then the storages."""
     places: dict[str, tuple[int, int]] = {}
     try:
         with path.open("rb") as file:

@@ -1,9 +1,9 @@
-"""Several files at once from the hub, each into a partial file that later calls continue.
+"""Parallel download of several files, each into a partial file that later calls continue.
 
-Worker threads receive; the thread that called reports progress, puts finished files in place and watches: a
-file of which less than 1 KiB a second arrives for `hub.stall_s` seconds ends everything. The first failure
-stops the other files too, at once. What arrived is kept. The threads are daemons, because a connection that
-trickles cannot be interrupted; one that is left behind writes nothing more.
+Worker threads receive; the calling thread reports progress, moves finished files into place and watches for
+stalls: a file that receives less than 1 KiB a second for `hub.stall_s` seconds fails. The first failure stops
+all files, and what arrived is kept. The threads are daemons, because a slow connection cannot be interrupted;
+a thread that is left behind writes nothing more.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .hub import constants
 logger = logging.getLogger(__name__)
 
 _PARALLEL = 4
-_ATTEMPTS = 6  # in a row that bring no new byte
+_ATTEMPTS = 6  # in a row without a new byte
 _PAUSE_S = 1.0  # between attempts
 _MIN_RATE = 1024  # bytes a second
 _POLL_S = 0.1
 
 
 class _Stopped(Exception):
-    """Another file failed, or the caller gave up."""
+    """Ends a worker, because another file failed or the caller gave up."""
 
 
 @dataclass
 class Transfer:
-    """One file on its way."""
+    """The state of one file's download."""
 
     remote: hub.Remote
     partial: Path
@@ -49,9 +49,9 @@ class Transfer:
     done: int = 0
     try_xet: bool = True
     started: bool = False
-    received: bool = False  # what follows is hashing, which needs no network
+    received: bool = False  # all bytes are here; hashing follows, which cannot stall
     reported: int = -1
-    mark: tuple[float, int] = (0.0, 0)  # when `_MIN_RATE` was last kept, and the bytes then
+    mark: tuple[float, int] = (0.0, 0)  # time when `_MIN_RATE` was last met, and the bytes then
     error: BaseException | None = None
 
 
@@ -60,12 +60,14 @@ def transfer(
     finish: Callable[[Transfer], None],
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
-    """Receive ``files``, and call ``finish`` for each when its content is the announced one.
+    """Download ``files``, and call ``finish`` for each one when its hash has been verified.
+
+    ``progress(label, bytes done, bytes in all)`` and ``finish`` are called in the calling thread.
 
     Raises:
-        WeightsError: content that is not what was announced (it is deleted), a hub that refuses, a
-            connection that fails or stalls (what arrived is kept).
-        OSError: the disk.
+        WeightsError: the content is not what was announced (it is deleted), the hub refuses, or the
+            connection fails or stalls (what arrived is kept).
+        OSError: the disk fails.
     """
     stop = threading.Event()
     waiting = deque(files)
@@ -190,7 +192,7 @@ def _too_much(remote: hub.Remote) -> WeightsError:
 
 @contextmanager
 def _source(file: Transfer) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """The bytes that are still missing, or all: once by Xet where the hub offers it, else by HTTP."""
+    """Yields a position and the bytes from there on: by Xet, once, if it is offered, else by HTTP."""
     with hub.content(file.remote, file.done) as (first, response):
         offer = xet.offered(response) if file.try_xet else None
         if offer is None:
@@ -212,7 +214,7 @@ def is_intact(path: Path, remote: hub.Remote) -> bool:
 
 
 def content_hash(path: Path, like: str) -> str:
-    """SHA-256 of a file, or git's hash of it, whichever has as many digits as ``like``."""
+    """Returns the SHA-256 of a file, or git's hash of it, whichever has as many digits as ``like``."""
     if len(like) == 64:
         return file_sha256(path)
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)

@@ -1,7 +1,7 @@
-"""Values for networks that nobody has trained yet, drawn from their tensors' names.
+"""Random values for networks that are not trained yet, seeded by their tensors' names.
 
-What comes out of such a network is moderate noise that depends on its inputs: enough to try every part of a
-program on it. Equal names and shapes give equal values on every machine.
+Such a network turns its inputs into moderate noise, which is enough to try every part of the program. Equal
+keys, names and shapes give equal values on every machine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 
 def drawn_tensors(key: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 values for the tensors of a network.
+    """Returns float32 values for the tensors of a network.
 
     Args:
-        key: of its weights; other keys give other values.
-        expected: the network's tensors by name, for their shapes.
+        key: of its weights in `registry`; another key gives other values.
+        expected: the network's tensors by name; only their shapes are used.
     """
     return {name: _draw(f"{key}/{name}", tensor.shape) for name, tensor in expected.items()}
 
@@ -33,7 +33,7 @@ def _draw(name: str, shape: torch.Size) -> Tensor:
     if name.endswith("_std"):
         return torch.ones_like(value)
     if name.endswith("conv_post.weight"):
-        return 0.02 * value  # within the limits of sound
+        return 0.02 * value  # keeps the sound below full scale
     if len(shape) == 1:
         return 1.0 + 0.1 * value if name.endswith("weight") else 0.05 * value
     if len(shape) == 2 and "embedding" in name:

@@ -1,9 +1,9 @@
-"""Content by Xet, the chunked storage of Hugging Face, where hf_xet is installed and the hub offers it.
+"""Download by Xet, the chunked storage of Hugging Face, if hf_xet is installed and the hub offers it.
 
-Its stream begins at any byte, so that a partial file is continued as by HTTP, and counted, bounded and hashed
-as such. huggingface_hub's own ``xet_get`` begins each file anew. hf_xet tries a server that cannot be
-reached without end, so the stream is read in a thread of its own and given up after a time-out; the rest
-then comes by HTTP. ``HF_HUB_DISABLE_XET=1`` leaves it out.
+A stream can begin at any byte, so a partial file is continued, counted and hashed as with HTTP.
+huggingface_hub's own ``xet_get`` restarts each file from zero. hf_xet retries an unreachable server without
+end, so the stream is read in its own thread and abandoned after a time-out; the rest is downloaded by HTTP.
+``HF_HUB_DISABLE_XET=1`` turns Xet off.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .hub import (
     shown,
 )
 
-# hf_xet raises what its Rust part maps to: RuntimeError, ValueError, OSError and kinds derived from them; the
-# others are for an answer without the headers and for an hf_xet of another version.
+# hf_xet's Rust part raises RuntimeError, ValueError, OSError and their subclasses. The others are raised for
+# an answer without the headers, and for another version of hf_xet.
 _FAILURES = (
     HTTPError,
     RuntimeError,
@@ -43,26 +43,26 @@ _FAILURES = (
 
 @dataclass(frozen=True)
 class Offer:
-    """Where the content of one file is found."""
+    """Where to get the content of one file."""
 
     file_hash: str
-    token_url: str  # on the hub: gives address and token of the storage
+    token_url: str  # on the hub; returns the storage's address and token
 
 
 def offered(response: Any) -> Offer | None:
-    """What the hub says of Xet on the way to a file; None where it says nothing or hf_xet is missing."""
+    """Returns the hub's offer in its answer for a file; None if there is none or hf_xet is not installed."""
     if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
         return None
     for answer in (*response.history, response):
         found = parse_xet_file_data_from_response(answer)
-        # The token for the hub goes along with the request, so it goes to the hub alone.
+        # The request carries the hub's token, so only an address on the hub is accepted.
         if found is not None and found.refresh_route.startswith(constants.ENDPOINT + "/"):
             return Offer(found.file_hash, found.refresh_route)
     return None
 
 
 def pieces(offer: Offer, size: int, start: int) -> Generator[bytes, None, None]:
-    """The bytes of a file of ``size`` from ``start`` on; raises `TransientError` when they stop coming."""
+    """Yields the bytes of a file of ``size`` from ``start`` on; raises `TransientError` if they stop."""
     queue: Queue[bytes | BaseException | None] = Queue(maxsize=2)
     stop = threading.Event()
     threading.Thread(target=_pump, args=(offer, size, start, queue, stop), daemon=True).start()
