@@ -1,1 +1,1 @@
-"""Pretrained encoders: pictures and texts in, feature sequences out."""
+"""Encoders: frames and texts to sequences of features."""

@@ -1,12 +1,12 @@
-"""MMAudio's CLIP, a ViT-H/14 of Data Filtering Networks, through open_clip: frames and texts to features.
+"""DFN5B CLIP ViT-H/14, MMAudio's CLIP: frames and texts to features.
 
-Data Filtering Networks (arXiv 2309.17425); MMAudio's use of it: arXiv 2412.15322, section 3.1. As there,
-frame features and every token feature have length one; token features are the text tower's states after
-its final layer norm, at all 77 positions, under the causal mask alone. MMAudio resizes frames to 384 pixels
-though the network was made for 378: the last 6 rows and columns, less than a patch, are never seen.
+Data Filtering Networks (arXiv 2309.17425); MMAudio's use of it: arXiv 2412.15322, section 3.1. As in MMAudio,
+the features of frames and tokens have unit length. Token features are the text tower's states after its final
+layer norm, at all 77 positions, under the causal mask without a padding mask. MMAudio resizes frames to 384
+pixels, but the network was trained on 378: the last 6 rows and columns, less than a patch, are not used.
 
-open_clip builds the network, nothing else of it is used: its own loading functions download what a
-description names. Importing this module imports open_clip and timm, which takes about half a second.
+open_clip provides the network and the tokenizer. Its loading functions are not used, because they download
+what a description names. Importing this module imports open_clip and timm, which takes about half a second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .reading import Reading, read_beginning
 FRAME_SIZE = 384  # pixels on each side
 CONFIG_FILE = "open_clip_config.json"
 
-# ViT-H/14 as published, in open_clip's words; a description must have these entries and no others.
+# The published ViT-H/14 in open_clip's format; a description must have these entries and no others.
 PUBLISHED_CONFIG: dict[str, Any] = {
     "embed_dim": 1024,
     "quick_gelu": True,
@@ -38,20 +38,20 @@ PUBLISHED_CONFIG: dict[str, Any] = {
 
 
 class _SpecialWords(dict[str, str]):
-    """The tokenizer's memory of words, which holds the special ones alone: others would stay for ever."""
+    """A cache for the tokenizer with its special words only; others would stay in memory for ever."""
 
     def __setitem__(self, word: str, tokens: str) -> None:
         pass
 
 
 class Tokenizer:
-    """open_clip's tokenizer for texts of any length; open_clip brings its vocabulary."""
+    """open_clip's tokenizer, bounded in time for texts of any length; open_clip contains its vocabulary."""
 
     def __init__(self) -> None:
         self._tokenizer = SimpleTokenizer(context_length=TEXT_LENGTH)
         clean = self._tokenizer.clean_fn
-        # The time for a word grows with the square of its length. 77 tokens cover less than this much of a
-        # cleaned text, in which one space stands between words.
+        # The time for a word grows with the square of its length, so cleaned texts are cut at this length.
+        # 77 tokens cover less of them, since words are separated by one space.
         self._longest = longest = TEXT_LENGTH * (1 + max(map(len, self._tokenizer.encoder)))
         self._tokenizer.clean_fn = lambda text: clean(text)[:longest]
         self._tokenizer.cache = _SpecialWords(self._tokenizer.cache)
@@ -61,19 +61,19 @@ class Tokenizer:
         return int(self._tokenizer.vocab_size)
 
     def __call__(self, text: str) -> Tensor:
-        """Token ids of ``text`` on the CPU, ``(1, 77)``: cut after its first 75 tokens, padded with 0."""
+        """Returns token ids ``(1, 77)`` on the CPU: the first 75 of ``text``, padded with 0."""
         ids: Tensor = self._tokenizer([text])
         return ids
 
     def fits(self, text: str) -> bool:
-        """Whether every token of ``text`` is kept, between the tokens for start and end."""
+        """Whether all tokens of ``text`` fit between the start token and the end token."""
         if len(self._tokenizer.clean_fn(text)) == self._longest:
             return False  # it was cut
         return len(self._tokenizer.encode(text)) <= TEXT_LENGTH - 2
 
 
 class DFN5B:
-    """The two towers and their tokenizer; follows the device and dtype of ``model``."""
+    """Both towers and their tokenizer; runs on the device and in the dtype of ``model``."""
 
     def __init__(self, model: CLIP, tokenizer: Tokenizer) -> None:
         self.model = model
@@ -83,12 +83,15 @@ class DFN5B:
     def encode_frames(
         self, frames: Tensor, *, batch_size: int = 32, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """One feature per frame.
+        """Returns one feature per frame.
 
-        frames: uint8 ``(V, 384, 384, 3)``, on any device; moved to the network's in batches.
-        batch_size: frames per call of the network.
-        progress: called after each batch with the frames done and the frames in all.
-        Returns float32 ``(V, D)`` on the network's device, projected, of length one.
+        Args:
+            frames: uint8 ``(V, 384, 384, 3)``, on any device; moved to the network's in batches.
+            batch_size: frames per call of the network.
+            progress: called after each batch with the frames done and the frames in all.
+
+        Returns:
+            Projected features of unit length, ``(V, D)`` float32 on the network's device.
         """
         height, width = self.model.visual.image_size
         weight = self.model.visual.conv1.weight
@@ -103,7 +106,7 @@ class DFN5B:
 
     @torch.inference_mode()
     def encode_text(self, text: str) -> Tensor:
-        """Token features of ``text``: float32 ``(77, D)`` on the network's device, each of length one."""
+        """Returns token features of unit length, ``(77, D)`` float32 on the network's device."""
         model = self.model
         ids = self.tokenizer(text).to(model.positional_embedding.device)
         hidden = model.token_embedding(ids) + model.positional_embedding  # (1, N, D)
@@ -111,15 +114,15 @@ class DFN5B:
         return normalize(hidden[0].float(), dim=-1)
 
     def read(self, text: str) -> Reading:
-        """How much of ``text`` is within the tokens that are kept."""
+        """Returns how much of ``text`` the network reads."""
         return read_beginning(text, self.tokenizer.fits)
 
 
 def build_network(config: dict[str, Any]) -> CLIP:
-    """The network of ``config``, of the form of PUBLISHED_CONFIG, its parameters on ``meta``."""
+    """Returns the network of ``config``, in the form of PUBLISHED_CONFIG, with its parameters on ``meta``."""
     with torch.device("meta"):
         model = CLIP(**config)
-    # Not in any checkpoint: minus infinity where a token would see a later one.
+    # The causal mask is in no checkpoint: minus infinity where a token would attend to a later one.
     hidden = torch.full((model.context_length, model.context_length), float("-inf"))
     model.attn_mask = hidden.triu(1)
     model.train(False)
@@ -127,9 +130,9 @@ def build_network(config: dict[str, Any]) -> CLIP:
 
 
 def build_dfn5b(folder: Path) -> DFN5B:
-    """DFN5B CLIP as the description in ``folder`` has it, its parameters on ``meta``.
+    """Returns DFN5B CLIP as ``folder`` describes it, with its parameters on ``meta``.
 
-    Raises WeightsError if the folder holds no description of such a network.
+    Raises WeightsError if the folder has no description of such a network.
     """
     path = folder / CONFIG_FILE
     description = read_description(path)
@@ -149,9 +152,9 @@ def build_dfn5b(folder: Path) -> DFN5B:
 
 
 def _check_form(value: object, published: object, name: str) -> None:
-    """Raise ValueError unless ``value`` has the entries and types of ``published``, and counts from 1 on.
+    """Raises ValueError unless ``value`` has the entries and types of ``published``, and integers above 0.
 
-    open_clip gives some entries a meaning that must not be followed: names of networks to download.
+    Other entries are refused because open_clip reads some as names of networks to download.
     """
     if type(value) is not type(published):
         raise ValueError(f"{name} is a {type(value).__name__}, not a {type(published).__name__}")
@@ -165,7 +168,7 @@ def _check_form(value: object, published: object, name: str) -> None:
 
 
 def _check_values(config: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Raise ValueError where entries do not go together, or with frames and tokens."""
+    """Raises ValueError if entries do not fit each other, the frame size or the tokenizer."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     if not vision["patch_size"] <= vision["image_size"] <= FRAME_SIZE:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""MetaCLIP ViT-H/14: pictures to features, the caption to token features.
+"""MetaCLIP ViT-H/14: frames to features, the caption to token features.
 
-Demystifying CLIP Data (arXiv 2309.16671); the network is the CLIP of arXiv 2103.00020. As in the
-published extractor, picture features are projected but not normalised, and token features are
-the text tower's last states after its final layer norm, at all 77 positions. The padding mask is
-given to the text tower: it changes the padded positions, which the transformer later reads too.
+Demystifying CLIP Data (arXiv 2309.16671); the network is the CLIP of arXiv 2103.00020. As in the published
+extractor, frame features are projected but not normalised, and token features are the text tower's states
+after its final layer norm, at all 77 positions. The text tower gets the padding mask: it changes the padded
+positions, which the diffusion transformer reads too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..models.clip import CLIP, CLIPConfig, TowerConfig
 from .pixels import IMAGE_SIZE, normalize_clip
 from .pretrained import TEXT_LENGTH, Description, check_folder, check_vocabulary, described_by, tokenize
 
-# ViT-H/14 as published, as far as it differs from the defaults of the format.
+# The published ViT-H/14, where it differs from the defaults of the format.
 PUBLISHED_CONFIG: dict[str, Any] = {
     "model_type": "clip",
     "projection_dim": 1024,
@@ -47,7 +47,7 @@ TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 class MetaCLIP:
-    """The two towers and their tokenizer; follows the device and dtype of ``model``."""
+    """Both towers and their tokenizer; runs on the device and in the dtype of ``model``."""
 
     def __init__(self, model: CLIP, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
@@ -57,12 +57,15 @@ class MetaCLIP:
     def encode_frames(
         self, frames: Tensor, *, batch_size: int = 32, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """One feature per picture.
+        """Returns one feature per frame.
 
-        frames: uint8 ``(V, 224, 224, 3)``, on any device; moved to the network's in batches.
-        batch_size: pictures per call of the network.
-        progress: called after each batch with the pictures done and the pictures in all.
-        Returns float32 ``(V, D)`` on the network's device, projected, not normalised.
+        Args:
+            frames: uint8 ``(V, 224, 224, 3)``, on any device; moved to the network's in batches.
+            batch_size: frames per call of the network.
+            progress: called after each batch with the frames done and the frames in all.
+
+        Returns:
+            Projected features, not normalised, ``(V, D)`` float32 on the network's device.
         """
         features = []
         for start in range(0, len(frames), batch_size):
@@ -75,17 +78,17 @@ class MetaCLIP:
 
     @torch.inference_mode()
     def encode_text(self, caption: str) -> Tensor:
-        """Token features of ``caption``: float32 ``(77, D)`` on the network's device."""
+        """Returns the token features of ``caption``, ``(77, D)`` float32 on the network's device."""
         ids, mask = tokenize(self.tokenizer, caption, self.model.device)
-        # Without padding the causal mask alone is used, for which there are kernels of their own.
+        # Without padding, the causal mask is enough, and attention has faster kernels for it.
         hidden: Tensor = self.model.text_model(ids, None if bool(mask.all()) else mask)  # (1, N, D)
         return hidden[0].float()
 
 
 def build_network(description: dict[str, Any]) -> CLIP:
-    """The CLIP network of a ``config.json`` with its parameters on ``meta``, ready to be filled.
+    """Returns the CLIP network of a ``config.json`` with its parameters on ``meta``.
 
-    Raises ValueError for a description of another network.
+    Raises ValueError if the description is of another network.
     """
     config = network_config(description)
     with torch.device("meta"):
@@ -95,7 +98,10 @@ def build_network(description: dict[str, Any]) -> CLIP:
 
 
 def network_config(description: dict[str, Any]) -> CLIPConfig:
-    """The sizes in a ``config.json``; what it leaves out has the default of that format."""
+    """Returns the sizes in a ``config.json``, with the format's defaults for missing entries.
+
+    Raises ValueError if they do not fit the frames and tokens used here.
+    """
     whole = Description(description)
     text, vision = whole.section("text_config"), whole.section("vision_config")
     config = CLIPConfig(
@@ -127,9 +133,9 @@ def _tower(section: Description, width: int, hidden_width: int, num_heads: int) 
 
 
 def build_metaclip(folder: Path) -> MetaCLIP:
-    """MetaCLIP as ``folder`` describes it, its parameters on ``meta``.
+    """Returns MetaCLIP as ``folder`` describes it, with its parameters on ``meta``.
 
-    Raises WeightsError if the folder does not hold a CLIP configuration and tokenizer.
+    Raises WeightsError if the folder lacks a CLIP configuration or tokenizer.
     """
     description = check_folder(folder, "clip", TOKENIZER_FILES)
     with described_by(folder / "config.json"):

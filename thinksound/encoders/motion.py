@@ -1,4 +1,4 @@
-"""25 fps frames to synchronisation features with the convolutional encoder of the tiny preset."""
+"""Frames at 25 fps to synchronisation features, with the convolutional encoder of the tiny preset."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from ..models.motion import MotionTower
 from ..models.synchformer import SYNC_FEATURES_PER_SEGMENT, sync_segment_count
 from .pixels import normalize_sync
 
-_BATCH = 64  # frames that are reduced at once
+_BATCH = 64  # frames that are downsampled at once
 
 
 @torch.inference_mode()
 def encode_motion(
     tower: MotionTower, frames: Tensor, *, progress: Callable[[int, int], None] | None = None
 ) -> Tensor:
-    """As many features as Synchformer gives, spread evenly over the clip.
+    """Returns as many features as Synchformer would, evenly spaced over the clip.
 
-    tower: the encoder.
-    frames: uint8 ``(S', 224, 224, 3)`` with S' of at least 16, on any device.
-    progress: called after each batch with the frames done and the frames in all.
-    Returns float32 ``(8 * segments, D)`` on the tower's device.
+    Args:
+        tower: the encoder.
+        frames: uint8 ``(P, 224, 224, 3)``, P at least 16, on any device.
+        progress: called after each batch with the frames done and the frames in all.
+
+    Returns:
+        ``(8 * segments, D)`` float32 on the tower's device.
     """
     device = next(tower.parameters()).device
     small = []

@@ -1,10 +1,10 @@
-"""Frames as the visual encoders expect them, equal to the published extractors byte for byte.
+"""Resizing and normalisation of frames for the visual encoders, byte-identical to the published extractors.
 
 MetaCLIP sees the whole frame: padded with black to a square, then resized by Pillow. Synchformer sees the
-middle: the short side resized to 224 by PyTorch, then a centre crop. DFN5B, the CLIP of MMAudio, sees the
-whole frame squashed to a square of 384, without regard to its shape. All three are bicubic, antialiased and
-computed on uint8: the extractors call torchvision for the last two, which calls PyTorch. Another library, or
-floating-point interpolation, differs by up to 2 of 255 steps (17 for DFN5B); the tests hold all to equality.
+middle: PyTorch resizes the short side to 224, and the centre is cropped. DFN5B, the CLIP of MMAudio, sees the
+whole frame resized to a square of 384, whatever its aspect ratio. All three are bicubic, antialiased and
+computed in uint8; for the last two the extractors call torchvision, which calls PyTorch. Another library, or
+floating-point interpolation, differs by up to 2 of 255 steps (17 for DFN5B); the tests require equality.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SQUASHED_SIZE = 384  # for DFN5B
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_ROWS = 1088  # of a frame that are resized at once
+_ROWS = 1088  # rows of a frame that are resized at once
 SYNC_MEAN = SYNC_STD = 0.5  # of every channel
 
 
 def clip_pixels(frame: np.ndarray) -> np.ndarray:
-    """Fit a picture into a black square and resize it to 224.
+    """Pad a frame with black to a square and resize it to 224.
 
     Args:
         frame: uint8 (height, width, 3).
@@ -35,10 +35,10 @@ def clip_pixels(frame: np.ndarray) -> np.ndarray:
     """
     height, width, _ = frame.shape
     side = max(height, width)
-    # Pillow resizes rows, then columns. So rows can be padded and resized a few at a time, which saves the
-    # memory of the square; black rows stay black: they can wait for the columns.
+    # Pillow resizes rows, then columns. So a few rows at a time can be padded and resized, which saves the
+    # memory of the full square. Black rows stay black and need no first pass.
     square = Image.new("RGB", (IMAGE_SIZE, side))
-    left, top = (side - width) // 2, (side - height) // 2  # an odd rest leaves the extra pixel right or below
+    left, top = (side - width) // 2, (side - height) // 2  # an odd difference adds a pixel right or below
     for row in range(0, height, _ROWS):
         rows = Image.fromarray(frame[row : row + _ROWS])
         if width < side:
@@ -50,7 +50,7 @@ def clip_pixels(frame: np.ndarray) -> np.ndarray:
 
 
 def sync_pixels(frame: np.ndarray) -> np.ndarray:
-    """Resize the short side of a picture to 224 and keep the middle square.
+    """Resize the short side of a frame to 224 and crop the central square.
 
     Args:
         frame: uint8 (height, width, 3).
@@ -61,12 +61,12 @@ def sync_pixels(frame: np.ndarray) -> np.ndarray:
     height, width, _ = frame.shape
     short = min(height, width)
     height, width = (int(IMAGE_SIZE * side / short) for side in (height, width))  # rounded down
-    top, left = (round((side - IMAGE_SIZE) / 2) for side in (height, width))  # halves to the even neighbour
+    top, left = (round((side - IMAGE_SIZE) / 2) for side in (height, width))  # halves to even
     return _resize(frame, height, width)[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
 
 
 def squashed_pixels(frame: np.ndarray) -> np.ndarray:
-    """Resize a picture to a square of 384, whatever its shape.
+    """Resize a frame to a square of 384, whatever its aspect ratio.
 
     Args:
         frame: uint8 (height, width, 3).
@@ -84,17 +84,17 @@ def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def normalize_clip(frames: Tensor) -> Tensor:
-    """Scale uint8 (N, H, W, 3) pictures to the float32 (N, 3, H, W) of either CLIP."""
+    """Normalise uint8 frames (N, H, W, 3) for either CLIP: float32 (N, 3, H, W)."""
     shift = torch.tensor(CLIP_MEAN, device=frames.device).view(1, 3, 1, 1)
     scale = torch.tensor(CLIP_STD, device=frames.device).view(1, 3, 1, 1)
     return _channels_first(frames).sub_(shift).div_(scale)
 
 
 def normalize_sync(frames: Tensor) -> Tensor:
-    """Scale uint8 (N, H, W, 3) pictures to the float32 (N, 3, H, W) of Synchformer."""
+    """Normalise uint8 frames (N, H, W, 3) for Synchformer: float32 (N, 3, H, W) in -1..1."""
     return _channels_first(frames).sub_(SYNC_MEAN).div_(SYNC_STD)
 
 
 def _channels_first(frames: Tensor) -> Tensor:
-    """From 0..255 to 0..1, float32 (N, 3, H, W)."""
+    """Returns float32 (N, 3, H, W) in 0..1 of uint8 frames (N, H, W, 3)."""
     return frames.permute(0, 3, 1, 2).float().div_(255)

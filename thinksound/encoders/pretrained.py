@@ -1,7 +1,7 @@
-"""What MetaCLIP and T5 share: their folder in the layout of Hugging Face, and their tokens.
+"""Checks of encoder folders from the Hugging Face hub, and the tokens of texts.
 
-A folder is what the model hub publishes: ``config.json``, tokenizer files, weights. Nothing is
-fetched here, and the weights themselves are filled in by ``thinksound.checkpoints``.
+A folder has a description such as ``config.json``, weights and, for MetaCLIP and T5, tokenizer files. Nothing
+is downloaded here; ``thinksound.checkpoints`` loads the weights.
 """
 
 from __future__ import annotations
@@ -19,25 +19,33 @@ from ..errors import WeightsError
 from ..json_files import read_object
 from ..models.mmdit import MMDiTConfig
 
-TEXT_LENGTH = MMDiTConfig.text_length  # tokens of a text, start, end and padding included
+TEXT_LENGTH = MMDiTConfig.text_length  # tokens of a text, with start, end and padding
 
 
-# What a description may ask for: the largest networks of these families have a tenth of it. Sizes that are
-# too large would be allocated, or take hours, before the weights show that they are not these.
+# Limits of a description: the largest networks of these families have a tenth of them. Larger sizes would be
+# allocated, or take hours, before the weights show that they do not fit.
 _MOST_LAYERS = 1000
 _LARGEST_SIZE = 1 << 20
 _LARGEST_IMAGE = 1024  # pixels a side
 _LARGEST_TOKENIZER = 1 << 26  # bytes
 
-_PROBE = "A dog barks 3 times; \u732b \u043a\u043e\u0442."  # letters, digits and what no vocabulary may have
+_PROBE = "A dog barks 3 times; \u732b \u043a\u043e\u0442."  # letters, digits, and letters that may be unknown
 
 
 def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Make sure that ``folder`` describes a network of ``model_type`` and has a tokenizer.
+    """Check that ``folder`` describes a network of ``model_type`` and has a tokenizer.
 
-    tokenizers: sets of files of which one must be there in full; empty for a network that reads no text.
-        Without this check transformers would quietly give an empty vocabulary.
-    Returns the description, whose numbers are of a possible size. Raises WeightsError.
+    Args:
+        folder: in the layout of Hugging Face.
+        model_type: as ``config.json`` names it.
+        tokenizers: sets of files of which one must be complete; empty for a network that reads no text.
+            Without them transformers would silently make an empty vocabulary.
+
+    Returns:
+        The description, with its numbers checked.
+
+    Raises:
+        WeightsError: a file is missing, damaged or of another network.
     """
     config = folder / "config.json"
     description = read_description(config)
@@ -66,7 +74,7 @@ def check_folder(folder: Path, model_type: str, tokenizers: Sequence[Sequence[st
 
 
 def read_description(config: Path) -> dict[str, Any]:
-    """The network description in ``config``, with numbers of a possible size. Raises WeightsError."""
+    """Returns the description in ``config``; raises WeightsError if it is missing, damaged or too large."""
     if not config.is_file():
         raise WeightsError(
             f"{config}: file not found; run `thinksound weights download` or copy the folder whole"
@@ -82,13 +90,13 @@ def read_description(config: Path) -> dict[str, Any]:
 
 
 class Description:
-    """The entries of one ``config.json``, of the types that a network needs; raises ValueError for others."""
+    """The entries of a ``config.json``; its methods raise ValueError for an entry of the wrong type."""
 
     def __init__(self, entries: dict[str, Any]) -> None:
         self._entries = entries
 
     def section(self, name: str) -> Description:
-        """A nested object, empty where it is left out. Old files repeat it in full as ``{name}_dict``."""
+        """Returns a nested object, empty if it is missing. Old files have a full copy as ``{name}_dict``."""
         for key in (f"{name}_dict", name):
             found = self._entries.get(key)
             if isinstance(found, dict):
@@ -98,14 +106,14 @@ class Description:
         return Description({})
 
     def count(self, name: str, default: int) -> int:
-        """A whole number from 0 on."""
+        """Returns an integer of at least 0."""
         found = self._entries.get(name, default)
         if type(found) is not int or found < 0:
             raise ValueError(f"{name} is no count")
         return found
 
     def number(self, name: str, default: float) -> float:
-        """A number from 0 on."""
+        """Returns a number of at least 0."""
         found = self._entries.get(name, default)
         if type(found) not in (int, float) or not found >= 0:
             raise ValueError(f"{name} is no number from 0 on")
@@ -118,7 +126,7 @@ class Description:
         return found
 
 
-# Read by transformers with Python's json, which follows any nesting and takes any type.
+# transformers reads these with Python's json, which accepts any nesting and any type.
 _TOKENIZER_OBJECTS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -129,7 +137,7 @@ _TOKENIZER_OBJECTS = (
 
 
 def _check_sizes(value: object, name: str = "") -> None:
-    """Raise ValueError for a number that no network of these families has; ``name`` is its key."""
+    """Raises ValueError for an integer above the limits; ``name`` is its key."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_sizes(inner, key)
@@ -148,10 +156,11 @@ def _check_sizes(value: object, name: str = "") -> None:
 
 @contextmanager
 def described_by(source: Path) -> Iterator[None]:
-    """Turn what libraries raise for the content of ``source`` into words.
+    """Turn exceptions that libraries raise for the content of ``source`` into WeightsError.
 
-    Of this project only the networks may run inside. Libraries check little of what they read, so damage
-    surfaces as any exception, and as a panic of the Rust part, which is no `Exception`.
+    Libraries check little of what they read, so a damaged file can raise any exception, and even a Rust
+    panic, which is not an `Exception`. For that reason no code of this project may run inside, except to
+    build networks.
     """
     try:
         yield
@@ -165,9 +174,9 @@ def described_by(source: Path) -> Iterator[None]:
 
 
 def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, embedding: nn.Embedding) -> None:
-    """Make sure that the tokenizer works, and that the network has a vector for every token of it.
+    """Check that the tokenizer works and that the network has an embedding for each of its tokens.
 
-    Raises WeightsError.
+    Raises WeightsError if not.
     """
     with described_by(folder):
         count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
@@ -183,7 +192,7 @@ def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, embedding
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids of ``text``, cut or padded to 77, and their mask (1 text, 0 padding): both ``(1, 77)``."""
+    """Returns token ids, cut or padded to 77, and their mask (1 text, 0 padding), both ``(1, 77)``."""
     tokens = tokenizer(
         text, max_length=TEXT_LENGTH, padding="max_length", truncation=True, return_tensors="pt"
     )

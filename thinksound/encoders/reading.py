@@ -1,7 +1,7 @@
-"""How much of a text an encoder reads: the words within its first tokens, and the parts that it knows.
+"""Finds which part of a text an encoder reads, so that the user can be told.
 
-A text is cut at 77 tokens without a sign, and T5's vocabulary turns what it has no token for, such as other
-scripts, into one "unknown" token that says nothing.
+An encoder silently cuts a text at 77 tokens. T5's tokenizer also turns characters that are not in its
+vocabulary, such as other scripts, into an "unknown" token that carries no meaning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .pretrained import TEXT_LENGTH
 
-# Scripts that put no space between words: each character counts as one.
+# Scripts without spaces between words: each character counts as a word.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
     "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Japanese, Chinese
@@ -27,18 +27,18 @@ _SHOWN, _SHOWN_LENGTH = 3, 40  # unreadable parts in a note, and characters of e
 
 @dataclass(frozen=True)
 class Reading:
-    """What a tokenizer passes on of one text."""
+    """How much of one text a tokenizer keeps."""
 
-    read: int  # units within the tokens that are kept, whole ones only
-    total: int
+    read: int  # whole units within the tokens that are kept
+    total: int  # units of the text
     unit: str  # "words" or "characters"
-    unreadable: tuple[str, ...]  # parts for which there is only the unknown token
-    understood: bool  # at least one token says something, or there is nothing to say
+    unreadable: tuple[str, ...]  # parts that become unknown tokens
+    understood: bool  # some of it is known, or nothing is unreadable
 
 
 def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Reading:
-    """Follow the tokens of ``text`` back to its words, by the characters that each token covers."""
-    # The same settings as for the network: the tokenizer keeps them, and requests share it.
+    """Returns how much of ``text`` is read, by the characters that each token covers."""
+    # Padding and truncation must be those of `tokenize`: the tokenizer stores them, and requests share it.
     pieces = tokenizer(
         text,
         max_length=TEXT_LENGTH,
@@ -52,19 +52,19 @@ def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Reading:
         [
             (token, span)
             for token, span, special in zip(ids, spans, specials, strict=True)
-            # An unknown token may count as a special one; those that were added cover no characters.
+            # An unknown token may count as special; added special tokens cover no characters.
             if not special or span[0] < span[1]
         ]
         for ids, spans, specials in zip(
             pieces["input_ids"], pieces["offset_mapping"], pieces["special_tokens_mask"], strict=True
         )
     )
-    end = dropped[0][0][1][0] if dropped else len(text)  # where the first token begins that is not read
+    end = dropped[0][0][1][0] if dropped else len(text)  # start of the first token that is not read
     words, unit = _units(text)
     unknown: list[tuple[int, int]] = []
     known: list[tuple[int, int]] = []
     for token, (start, stop) in kept:
-        # CLIP's unknown token is also its last one; its vocabulary holds every byte, so nothing is unknown.
+        # CLIP's unknown token is also its end token; its vocabulary has every byte, so nothing is unknown.
         is_unknown = token == tokenizer.unk_token_id != tokenizer.eos_token_id
         (unknown if is_unknown else known).append((start, stop))
     unreadable = tuple(part for part in _joined(text, unknown) if _says_something(part))
@@ -84,9 +84,9 @@ def read_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Reading:
 
 
 def read_beginning(text: str, fits: Callable[[str], bool]) -> Reading:
-    """The longest beginning of ``text``, in whole words or characters, that ``fits`` into the tokens kept.
+    """Returns how many words or characters at the start of ``text`` fit, by bisection with ``fits``.
 
-    For a tokenizer that knows every text but does not say which characters a token covers.
+    Used for a tokenizer without unknown tokens that does not tell which characters a token covers.
     """
     words, unit = _units(text)
     read = len(words)
@@ -102,12 +102,12 @@ def read_beginning(text: str, fits: Callable[[str], bool]) -> Reading:
 
 
 def reading_notes(name: str, text: str, encoder: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Sentences for the user where ``encoder`` does not read all of the text called ``name``."""
+    """Returns notes for the user if ``encoder`` does not read all of the text called ``name``."""
     return notes_on(name, encoder, read_text(tokenizer, text))
 
 
 def notes_on(name: str, encoder: str, reading: Reading) -> list[str]:
-    """Sentences for the user where the ``reading`` of the text called ``name`` is not all of it."""
+    """Returns notes for the user if ``reading`` is not all of the text called ``name``."""
     notes = []
     if reading.read < reading.total:
         notes.append(
@@ -124,15 +124,15 @@ def notes_on(name: str, encoder: str, reading: Reading) -> list[str]:
 
 
 def _units(text: str) -> tuple[list[tuple[int, int]], str]:
-    """Where the words of a text are, or its characters where it has no spaces between words."""
+    """Returns the spans of a text's words, or of its characters if it is one long word, and their unit."""
     words = [match.span() for match in _WORD.finditer(text)]
-    if len(words) == 1:  # as of emoji in a row
+    if len(words) == 1:  # such as a row of emoji
         return [match.span() for match in re.finditer(r"\S", text)], "characters"
     return words, "characters" if 2 * len(_CHARACTER.findall(text)) > len(words) else "words"
 
 
 def _joined(text: str, spans: list[tuple[int, int]]) -> list[str]:
-    """The parts of a text under these spans; those with nothing but spaces between them are one."""
+    """Returns the parts of a text at these spans; parts separated only by spaces are joined."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
         if joined and not text[joined[-1][1] : start].strip():
@@ -143,7 +143,7 @@ def _joined(text: str, spans: list[tuple[int, int]]) -> list[str]:
 
 
 def _says_something(part: str) -> bool:
-    """Letters, digits, or symbols such as emoji; not punctuation alone."""
+    """Whether ``part`` has a letter, a digit or a symbol such as an emoji, not just punctuation."""
     return any(character.isalnum() or unicodedata.category(character) == "So" for character in part)
 
 

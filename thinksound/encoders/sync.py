@@ -1,9 +1,8 @@
-"""25 fps frames to synchronisation features: overlapping segments through Synchformer.
+"""Frames at 25 fps to synchronisation features, with Synchformer.
 
-Synchformer (arXiv 2401.16423). A segment is 16 frames (0.64 s), one starts every 8 frames, and
-each gives 8 features; segments are simply put one after the other, as the published extractor
-does, so that the overlap is in the features twice. Segments do not see each other: how many go
-through the network at once changes time and memory only.
+Synchformer (arXiv 2401.16423). A segment has 16 frames (0.64 s) and gives 8 features; one starts every
+8 frames. The segments' features are concatenated as in the published extractor, so overlapping frames are
+represented twice. Segments do not depend on each other: the batch size only affects time and memory.
 """
 
 from __future__ import annotations
@@ -30,14 +29,17 @@ def encode_sync(
     segment_batch: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Synchformer features of a clip.
+    """Returns the Synchformer features of a clip.
 
-    tower: Synchformer's visual tower.
-    frames: uint8 ``(S', 224, 224, 3)`` with S' of at least 16, on any device; moved to the
-        network's in batches. Frames after the last whole segment are not used.
-    segment_batch: segments per call of the network.
-    progress: called after each batch with the segments done and the segments in all.
-    Returns float32 ``(8 * segments, D)`` on the network's device.
+    Args:
+        tower: Synchformer's visual tower.
+        frames: uint8 ``(P, 224, 224, 3)``, P at least 16, on any device; moved to the network's in batches.
+            Frames after the last whole segment are not used.
+        segment_batch: segments per call of the network.
+        progress: called after each batch with the segments done and the segments in all.
+
+    Returns:
+        ``(8 * segments, D)`` float32 on the network's device.
     """
     device = next(tower.parameters()).device
     pair = tower.config.patch_frames
@@ -48,7 +50,7 @@ def encode_sync(
         begin = first * SYNC_STRIDE
         end = begin + (count - 1) * SYNC_STRIDE + SYNC_SEGMENT
         pixels = normalize_sync(frames[begin:end].to(device))  # (P, 3, 224, 224)
-        patches = tower.embed(pixels)  # (P / 2, n, D), each of them once, though most are in two segments
+        patches = tower.embed(pixels)  # (P / 2, n, D), computed once though most are in two segments
         batch = patches.unfold(0, SYNC_SEGMENT // pair, SYNC_STRIDE // pair).movedim(-1, 1)  # (N, 8, n, D)
         features.append(tower.encode(batch).flatten(0, 1).float())  # (8 N, D)
         if progress:

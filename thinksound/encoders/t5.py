@@ -1,4 +1,4 @@
-"""T5-v1.1-XL's encoder: the detailed description to token features.
+"""The encoder of T5-v1.1-XL: the chain of thought to token features.
 
 Exploring the Limits of Transfer Learning (arXiv 1910.10683), version 1.1 with gated GELU.
 """
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, T5Tokenizer
 from ..models.t5 import T5Config, T5Encoder
 from .pretrained import Description, check_folder, check_vocabulary, described_by, tokenize
 
-# T5-v1.1-XL as published, as far as it differs from the defaults of the format.
+# The published T5-v1.1-XL, where it differs from the defaults of the format.
 PUBLISHED_CONFIG: dict[str, Any] = {
     "model_type": "t5",
     "d_model": 2048,
@@ -33,7 +33,7 @@ TOKENIZER_FILES = (("tokenizer.json",), ("spiece.model",))
 
 
 class T5Text:
-    """The encoder and its tokenizer; follows the device and dtype of ``model``."""
+    """The encoder and its tokenizer; runs on the device and in the dtype of ``model``."""
 
     def __init__(self, model: T5Encoder, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
@@ -41,16 +41,16 @@ class T5Text:
 
     @torch.inference_mode()
     def encode(self, text: str) -> Tensor:
-        """Token features of ``text``: float32 ``(77, D)`` on the network's device."""
+        """Returns the token features of ``text``, ``(77, D)`` float32 on the network's device."""
         ids, mask = tokenize(self.tokenizer, text, self.model.device)
         hidden: Tensor = self.model(ids, mask)  # (1, N, D)
         return hidden[0].float()
 
 
 def build_network(description: dict[str, Any]) -> T5Encoder:
-    """The T5 encoder of a ``config.json`` with its parameters on ``meta``, ready to be filled.
+    """Returns the T5 encoder of a ``config.json`` with its parameters on ``meta``.
 
-    Raises ValueError for a description of another network.
+    Raises ValueError if the description is of another network.
     """
     config = network_config(description)
     with torch.device("meta"):
@@ -60,7 +60,10 @@ def build_network(description: dict[str, Any]) -> T5Encoder:
 
 
 def network_config(description: dict[str, Any]) -> T5Config:
-    """The sizes in a ``config.json``; what it leaves out has the default of that format."""
+    """Returns the sizes in a ``config.json``, with the format's defaults for missing entries.
+
+    Raises ValueError if they are not of version 1.1.
+    """
     whole = Description(description)
     mlp = whole.word("feed_forward_proj", "relu")
     if mlp != "gated-gelu":
@@ -80,15 +83,15 @@ def network_config(description: dict[str, Any]) -> T5Config:
 
 
 def build_t5(folder: Path) -> T5Text:
-    """T5's encoder as ``folder`` describes it, its parameters on ``meta``.
+    """Returns T5's encoder as ``folder`` describes it, with its parameters on ``meta``.
 
-    Raises WeightsError if the folder does not hold a T5 configuration and tokenizer.
+    Raises WeightsError if the folder lacks a T5 configuration or tokenizer.
     """
     description = check_folder(folder, "t5", TOKENIZER_FILES)
     with described_by(folder / "config.json"):
         model = build_network(description)
     with described_by(folder):
-        if not (folder / "tokenizer.json").is_file():  # else transformers makes an empty vocabulary of damage
+        if not (folder / "tokenizer.json").is_file():  # raises if damaged; transformers would not
             SentencePieceProcessor(model_file=str(folder / "spiece.model"))
         tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
     check_vocabulary(folder, tokenizer, model.shared)

@@ -1,15 +1,15 @@
-"""What each visual encoder sees of a video: rate, pixels, and how many frames a duration gives.
+"""What each visual encoder sees of a video: the frame rate, the pixels, and the frame count of a duration.
 
-The counts are those of the published extractors (8 frames for the CLIP and 25 for Synchformer a second,
-both rounded down). Two things differ from upstream ThinkSound, on purpose: every feature that was
-extracted is given to the network (the original entry points cut or zero-pad to ``8 * int(d)`` and
-``24 * int(d)``), and a clip shorter than one segment of Synchformer still gets one. 9 s give 72 frames
-for the CLIP and 216 Synchformer features in both.
+The counts are those of the published extractors: 8 frames per second for CLIP and 25 for Synchformer, both
+rounded down. Two deviations from the original ThinkSound are deliberate. The network gets every feature that
+was extracted, while the original cuts or zero-pads to ``8 * int(d)`` and ``24 * int(d)``. And a clip shorter
+than a segment of Synchformer still gets one segment. For 9 s both give 72 CLIP frames and 216 Synchformer
+features.
 
-MMAudio's views pick the first frame at the time of a tick or after it, as the original does, with these
-deviations: ticks are exact, where the original's sum of 1/25 s drifts (docs/measurements.md); they count from
-the first frame, as the sound does, not from 0; and the last frame is repeated where a list falls short, so
-that sound is as long as the picture, where the original makes the sound shorter. The original's own reader is
+MMAudio's views pick the first frame at or after each tick, like the original, with three deviations. Ticks
+are exact, while the original's sum of 1/25 s drifts (docs/measurements.md). Ticks start at the first frame,
+as the sound does, not at 0. And the last frame is repeated if the video ends early, so that the sound is as
+long as the video, while the original shortens the sound. To read exactly like the original, call
 :func:`thinksound.media.decode.decode_video` with ``drifting=True``.
 """
 
@@ -23,17 +23,17 @@ CLIP_FPS = 8  # frames per second seen by MetaCLIP and DFN5B
 
 
 def clip_frame_count(duration_s: float) -> int:
-    """Frames for the CLIP in ``duration_s`` seconds."""
+    """Returns the number of CLIP frames in ``duration_s`` seconds, at least 1."""
     return max(1, int(CLIP_FPS * float(duration_s)))
 
 
 def sync_frame_count(duration_s: float) -> int:
-    """Frames for Synchformer in ``duration_s`` seconds, one whole segment at least."""
+    """Returns the number of Synchformer frames in ``duration_s`` seconds, at least one segment."""
     return max(SYNC_SEGMENT, int(SYNC_FPS * float(duration_s)))
 
 
 def sync_feature_count(duration_s: float) -> int:
-    """Synchformer features of ``duration_s`` seconds."""
+    """Returns the number of Synchformer features in ``duration_s`` seconds."""
     return SYNC_FEATURES_PER_SEGMENT * sync_segment_count(sync_frame_count(duration_s))
 
 
