@@ -1,1 +1,1 @@
-"""Families of networks: one file each, behind one interface (`protocol`)."""
+"""Model families: one file each, all with the interface in `protocol`."""

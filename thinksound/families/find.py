@@ -1,4 +1,4 @@
-"""From the name of a preset to its family."""
+"""Finds the family of a preset, and the contents of its weight files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .protocol import Family
 
 
 def family_of(preset: Preset) -> Family:
-    """The family of a preset, with the preset's sizes; imports that family's networks and no other's."""
+    """Returns the family of a preset at the preset's sizes; imports only that family's networks."""
     module = import_module(f"{__package__}.{preset.family}")
     return cast(Family, module.family(preset))
 
 
 def contents_of(key: str, path: Path) -> Contents:
-    """What is needed of the published file of ``key`` at ``path``; nothing known where no preset loads it."""
+    """Returns what a network needs from the file of ``key`` at ``path``; empty if no preset uses the key."""
     for preset in PRESETS.values():
         for name, network in preset.networks.items():
             if network.key == key:

@@ -1,4 +1,4 @@
-"""What families share whose transformer is a `FlowTransformer`: conditions, guidance, sampling."""
+"""Conditions, guidance and sampling of families whose transformer is a `FlowTransformer`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from .protocol import TRANSFORMER, Family, Features, Model
 
 
 class FlowFamily(Family):
-    """A family that follows a velocity from noise to latents."""
+    """A family that integrates a velocity from noise to latents."""
 
-    noise_is_channels_last = False  # in which order the numbers of a seed fill the noise
+    noise_is_channels_last = False  # order in which a seed's random numbers fill the noise
 
     @staticmethod
     def flow_times(steps: int) -> Tensor:
-        """The solver's ``steps + 1`` times, from 1 to 0."""
+        """Returns the solver's ``steps + 1`` times, from 1 to 0."""
         raise NotImplementedError
 
     def encode_nulls(self, transformer: FlowTransformer, load: Callable[[str], Any]) -> None:
-        """Put those null features into a new transformer that are not learned but come from an encoder.
+        """Fill the null features of a new transformer that are not learned but computed by an encoder.
 
         Args:
-            transformer: that is trained from scratch.
-            load: gives one of the family's networks, as `build` makes it, with its weights.
+            transformer: to be trained from scratch.
+            load: returns a network of the family by name, as from `build`, with its weights.
         """
 
     def draw_noise(self, seed: int, duration_s: float) -> Tensor:
-        """The noise ``(C, T)`` float32 that ``seed`` stands for."""
+        """Returns the noise ``(C, T)`` float32 of ``seed``."""
         length = self.sound.latent_length(duration_s)
         return draw_noise(seed, self.sound.latent_dim, length, self.noise_is_channels_last)[0]
 
@@ -49,16 +49,16 @@ class FlowFamily(Family):
         on_step: Callable[[int], None],
         absent: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """The VAE's latents ``(B, C, T)`` float32, on the transformer's device.
+        """Integrate from noise to the VAE's latents ``(B, C, T)`` float32, on the transformer's device.
 
         Args:
             transformer: the family's, on any device.
             given: its conditions in its order, each ``(B, N, D)``.
             noise: ``(B, C, T)``.
             steps: of the solver.
-            guidance_scale: 1 follows the conditions, more exaggerates them.
+            guidance_scale: 1 follows the conditions; larger values exaggerate them.
             on_step: called with the number of finished steps.
-            absent: what guidance pushes away from, each ``(B, N, D)``; null features unless given.
+            absent: conditions that guidance moves away from, each ``(B, N, D)``; by default null features.
         """
         device = transformer.sync_pos_emb.device
         velocity = guided_velocity(
@@ -73,7 +73,7 @@ class FlowFamily(Family):
 
 
 class FlowModel(Model):
-    """Such a family's networks with their weights."""
+    """The networks of a flow family with their weights."""
 
     family: FlowFamily
 
@@ -98,7 +98,7 @@ class FlowModel(Model):
         return self.family.follow(self.transformer, given, noise, steps, guidance_scale, on_step, absent)
 
     def conditions(self, features: Sequence[Features], duration_s: float) -> list[Tensor]:
-        """The transformer's inputs in its order, each ``(B, N, D)``; null features for what is missing."""
+        """Returns the transformer's inputs in order, ``(B, N, D)``; null features replace missing ones."""
         lengths = [
             max(
                 (len(each[condition.name]) for each in features if condition.name in each),
@@ -106,7 +106,7 @@ class FlowModel(Model):
             )
             for condition in self.family.conditions
         ]
-        # Frames come first in every such family, then synchronisation, then texts.
+        # Every flow family has its conditions in this order: CLIP frames, synchronisation, texts.
         empty = self.transformer.empty_features(lengths[0], lengths[1])
         return [
             torch.stack(
@@ -119,5 +119,5 @@ class FlowModel(Model):
         ]
 
     def unconditional(self, features: Sequence[Features], given: Sequence[Tensor]) -> Sequence[Tensor] | None:
-        """What guidance pushes away from, in the transformer's order; None means all null features."""
+        """Returns the conditions that guidance moves away from, in order; None means null features."""
         return None

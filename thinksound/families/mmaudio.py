@@ -1,7 +1,7 @@
-"""MMAudio: DFN5B CLIP and Synchformer, a flow-matching transformer, a mel VAE, the vocoder BigVGAN.
+"""MMAudio: DFN5B CLIP and Synchformer, a flow-matching transformer, a mel VAE and the vocoder BigVGAN.
 
-https://arxiv.org/abs/2412.15322. One text, and one that says what is not to be heard. Sound is mono, 16 or
-44.1 kHz. Video is optional: without it the text alone decides, and a still image can stand in for it.
+Source: https://arxiv.org/abs/2412.15322. It reads a caption and a negative prompt, which says what should not
+be heard. Sound is mono at 16 or 44.1 kHz. Video is optional: a still image or the text alone is enough.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from ..sampling.solvers import turned_flow_times
 from .flow import FlowFamily, FlowModel
 from .protocol import TRANSFORMER, Condition, DecodingStep, Features, FrameStep, SoundFormat, TextStep
 
-NEGATIVE = "negative_text_features"  # what guidance pushes away from; no input of the transformer
+NEGATIVE = "negative_text_features"  # used by guidance; not an input of the transformer
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of all networks of a preset."""
+    """Configurations of all networks of a preset."""
 
     flow: MMAudioConfig
     mel: MelConfig
     vae: MelVAEConfig
     vocoder: BigVGANConfig
     synchformer: SynchformerConfig = field(default_factory=SynchformerConfig)
-    clip: Mapping[str, Any] | None = None  # as in its published description; None where the folder has it
+    clip: Mapping[str, Any] | None = None  # in open_clip's format; None: read from the weight folder
 
 
 SIZES = {
@@ -91,7 +91,7 @@ def family(preset: Preset) -> MMAudioFamily:
 
 
 def latent_length(duration_s: float, sample_rate: int, hop: int) -> int:
-    """Latent frames that cover ``duration_s`` seconds, of ``hop`` samples each (512; at 44.1 kHz 1024)."""
+    """Returns the latent frames, rounded up, in ``duration_s`` seconds; ``hop`` is 512, at 44.1 kHz 1024."""
     return max(1, math.ceil(float(duration_s) * sample_rate / hop))
 
 
@@ -146,7 +146,7 @@ class MMAudioFamily(FlowFamily):
         return {"vae": mel_vae.network_tensors, "vocoder": bigvgan.network_tensors}.get(network)
 
     def placed(self, network: str, built: Any) -> nn.Module:
-        # Generation never encodes sound: the VAE's encoder stays where it was loaded.
+        # Generation never encodes sound, so the VAE's encoder is not moved.
         return built.decoder if network == "vae" else super().placed(network, built)
 
     def decoding(self, built: Mapping[str, Any]) -> tuple[DecodingStep, ...]:
@@ -196,7 +196,7 @@ class MMAudioModel(FlowModel):
         return self.vae.encode(log_mel(waveforms.mean(dim=1, keepdim=True), self._mel))
 
     def conditions(self, features: Sequence[Features], duration_s: float) -> list[Tensor]:
-        # A still image has one clip feature, which stands for every frame.
+        # A still image has one CLIP feature, which is repeated for every frame.
         count = self.family.conditions[0].shape(duration_s)[0]
         still = [len(each.get("clip_features", ())) == 1 < count for each in features]
         spread = [

@@ -1,8 +1,7 @@
-"""What every family of networks offers, so that nothing above has to know which one answers a request.
+"""The interface of every model family, so that the rest of the package works with any of them.
 
-A `Family` says what a preset's networks look like and what they need; it holds no weights. A `Model` is the
-same with its networks loaded. Between the two stands `thinksound.checkpoints`, which fills what a family
-builds.
+A `Family` describes the networks of a preset and their inputs; it has no weights. A `Model` has the networks
+with their weights. `thinksound.checkpoints` loads the weights into the networks that a family builds.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from ..presets import Preset
 from ..rates import audio_sample_count
 from ..request import Options, Texts
 
-# What the encoders say of one request, by the names of a family's conditions: float32 (N, D) on the CPU.
+# Encoder features of one request, by the names of a family's conditions: float32 (N, D) on the CPU.
 Features = Mapping[str, Tensor]
 
-# The network that follows the flow, under this name in every family.
+# The name of the diffusion transformer in every family.
 TRANSFORMER = "dit"
 
 # Options that only some families have.
@@ -46,41 +45,44 @@ class Condition:
 
 @dataclass(frozen=True)
 class SoundFormat:
-    """The sound that a family generates, and the latents that stand for it."""
+    """Format of the sound that a family generates, and of its latents."""
 
     sample_rate: int  # Hz
     channels: int
     hop: int  # samples per latent frame
     latent_dim: int  # C
-    latent_length: Callable[[float], int]  # seconds to T, latent frames
+    latent_length: Callable[[float], int]  # seconds to latent frames, T
 
     def sample_count(self, duration_s: float) -> int:
-        """Samples per channel of ``duration_s`` seconds."""
+        """Returns the samples per channel in ``duration_s`` seconds."""
         return audio_sample_count(duration_s, self.sample_rate)
 
 
 class FrameEncoder(Protocol):
-    """Frames to features."""
+    """A function from frames to features."""
 
     def __call__(self, frames: Tensor, *, progress: Report | None = None) -> Tensor:
-        """Features ``(N, D)`` of frames, uint8 ``(P, H, W, 3)``; called back with frames done and in all."""
+        """Returns features ``(N, D)`` float32 of frames ``(P, H, W, 3)`` uint8.
+
+        ``progress`` is called after each batch with the work done and the work in all.
+        """
 
 
 @dataclass(frozen=True)
 class TextStep:
-    """A text becomes a feature."""
+    """Encodes a text to a feature."""
 
     network: str
     text: str  # name of the text
     feature: str  # name of the result
     encode: Callable[[str], Tensor]  # to (N, D)
-    encoder: str  # its name, for messages
-    read: Callable[[str], Reading]  # how much of a text it reads
+    encoder: str  # name of the encoder, for messages
+    read: Callable[[str], Reading]  # how much of a text the encoder reads
 
 
 @dataclass(frozen=True)
 class FrameStep:
-    """The frames of a view become a feature."""
+    """Encodes the frames of a view to a feature."""
 
     network: str
     view: str  # name of the view
@@ -90,47 +92,46 @@ class FrameStep:
 
 @dataclass(frozen=True)
 class DecodingStep:
-    """One network on the way from latents to sound."""
+    """Runs one of the networks that turn latents into sound."""
 
     network: str
-    decode: Callable[[Tensor], Tensor]  # a batch to a batch
+    decode: Callable[[Tensor], Tensor]  # batch to batch
 
 
 class Family(ABC):
-    """What the networks of a preset look like; without weights."""
+    """Describes and builds the networks of a preset, without weights."""
 
-    views: tuple[View, ...]  # what it sees of a video
+    views: tuple[View, ...]  # the frames that decoding prepares
     texts: tuple[str, ...]  # names of the texts it reads, as in `Texts`
     conditions: tuple[Condition, ...]  # in the transformer's order
     sound: SoundFormat
     trained_duration_s: float
-    # Peak to which training brought the sound of each file, and `prepare` does; None leaves it as it is.
-    training_peak: float | None = None
-    options: frozenset[str] = frozenset()  # of `Options`, beside those that every family has
-    needs_video = True  # else a text alone, or a still image, is enough
-    still_views: tuple[str, ...] = ()  # the views that a still image is shown to
+    training_peak: float | None = None  # peak to which `prepare` scales sound files; None: not scaled
+    options: frozenset[str] = frozenset()  # names in `Options`, beside those that every family has
+    needs_video = True  # False: a text alone, or a still image, is enough
+    still_views: tuple[str, ...] = ()  # names of the views that a still image is prepared for
 
     def __init__(self, preset: Preset) -> None:
         self.preset = preset
 
     @abstractmethod
     def create(self, network: str) -> nn.Module:
-        """A new network, on PyTorch's default device; of those that no weight folder describes."""
+        """Returns a new network, on PyTorch's default device; not those described by a weight folder."""
 
     @abstractmethod
     def build(self, network: str, path: Path) -> nn.Module | Encoder:
-        """A network of the preset on ``meta``, as the file or folder at ``path`` may describe it.
+        """Returns a network on ``meta``; if ``path`` is a folder, as its description says.
 
         Raises:
             WeightsError: ``path`` describes another network.
         """
 
     def fold(self, network: str) -> Fold | None:
-        """How tensors of the published file become those of the network; None where they are the same."""
+        """Returns the function from published tensors to the network's; None if they are the same."""
         return None
 
     def placed(self, network: str, built: nn.Module | Encoder) -> nn.Module:
-        """The part of a network that generation runs, and that has to be on its device."""
+        """Returns the part of a network that generation runs and that is moved to a device."""
         return network_of(built)
 
     @property
@@ -140,14 +141,14 @@ class Family(ABC):
 
     @abstractmethod
     def decoding(self, built: Mapping[str, Any]) -> tuple[DecodingStep, ...]:
-        """How `sound_networks` are run, from what `build` made of them."""
+        """Returns the steps that run `sound_networks`; ``built`` has the results of `build` by name."""
 
     @abstractmethod
     def assemble(self, built: Mapping[str, Any]) -> Model:
-        """The model of networks that `build` made and that were filled since, by their names."""
+        """Returns the model; ``built`` has the results of `build` by name, with weights loaded."""
 
     def settle_texts(self, texts: Texts) -> dict[str, str]:
-        """What the encoders read, by the names of the family's texts.
+        """Returns the texts that the encoders read, by the names in ``self.texts``.
 
         Raises:
             InputError: a text is given that the family does not read.
@@ -161,9 +162,10 @@ class Family(ABC):
         return {name: getattr(texts, name).strip() for name in self.texts}
 
     def check_options(self, options: Options, has_video: bool = True) -> None:
-        """
+        """Check that all given options exist in the family and fit the request.
+
         Raises:
-            InputError: an option is given that the family does not have, or that is about a video.
+            InputError: the family lacks an option, or an option needs a video.
         """
         for name in sorted(_SPECIAL - self.options):
             if getattr(options, name) != getattr(Options, name):
@@ -174,28 +176,28 @@ class Family(ABC):
     @staticmethod
     @abstractmethod
     def draw_latents(mean: Tensor, spread: Tensor, noise: Tensor) -> Tensor:
-        """Latents drawn with ``noise`` from what `Model.encode_sound` gave, each ``(B, C, T)``."""
+        """Returns latents sampled with ``noise`` from `Model.encode_sound`'s results; all ``(B, C, T)``."""
 
 
 class Model(ABC):
     """A family's networks with their weights."""
 
     family: Family
-    networks: Mapping[str, nn.Module]  # what generation runs, in order of need
+    networks: Mapping[str, nn.Module]  # the parts that generation runs, in order of use
     text_steps: tuple[TextStep, ...]
     frame_steps: tuple[FrameStep, ...]
     decoding: tuple[DecodingStep, ...]  # in order
-    sound_encoder: nn.Module  # which generation never runs
+    sound_encoder: nn.Module  # never run by generation
 
     @property
     def encoders(self) -> list[str]:
-        """The networks that features come from, in order."""
+        """Names of the networks that compute features, in order of use."""
         used = {step.network for step in self.text_steps} | {step.network for step in self.frame_steps}
         return [name for name in self.networks if name in used]
 
     @abstractmethod
     def draw_noise(self, seed: int, duration_s: float) -> Tensor:
-        """The noise ``(C, T)`` float32 that ``seed`` stands for."""
+        """Returns the noise ``(C, T)`` float32 of ``seed``."""
 
     @abstractmethod
     def sample(
@@ -207,32 +209,32 @@ class Model(ABC):
         guidance_scale: float,
         on_step: Callable[[int], None],
     ) -> Tensor:
-        """Latents ``(B, C, T)`` float32 for B requests of one length, on the transformer's device.
+        """Returns latents ``(B, C, T)`` float32 of B requests of equal length, on the transformer's device.
 
         Args:
-            features: of each request; conditions that are missing take the family's null features.
+            features: of each request; the family's null features replace missing conditions.
             duration_s: seconds of sound.
             noise: ``(B, C, T)``.
             steps: of the solver.
-            guidance_scale: 1 follows the conditions, more exaggerates them.
+            guidance_scale: 1 follows the conditions; larger values exaggerate them.
             on_step: called with the number of finished steps.
         """
 
     @abstractmethod
     def encode_sound(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the latents, and what `Family.draw_latents` needs for their spread, each ``(B, C, T)``.
+        """Returns mean and spread of the latents for `Family.draw_latents`, each ``(B, C, T)``.
 
         Args:
             waveforms: ``(B, channels, A)`` on the device of ``sound_encoder``, A a multiple of the hop.
         """
 
     def text_notes(self, texts: Texts) -> tuple[str, ...]:
-        """What the encoders cannot read of the texts, in sentences; none where they read everything."""
+        """Returns notes for the user on parts of the texts that the encoders do not read."""
         settled = self.family.settle_texts(texts)
         return tuple(
             note
             for step in self.text_steps
-            # Where a text stands in for another, the user gave the caption.
+            # An empty text may have been replaced by the caption: then the note names the caption.
             for note in notes_on(
                 step.text if getattr(texts, step.text).strip() else "caption",
                 step.encoder,

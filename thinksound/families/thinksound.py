@@ -1,7 +1,7 @@
-"""ThinkSound: MetaCLIP, T5 and Synchformer, a flow-matching transformer, the VAE of Stable Audio.
+"""ThinkSound: MetaCLIP, T5 and Synchformer, a flow-matching transformer and the VAE of Stable Audio.
 
-https://arxiv.org/abs/2506.21448. A chain of thought goes to T5, a caption to MetaCLIP; the caption stands in
-where no chain of thought is given. Sound is 44.1 kHz stereo.
+Source: https://arxiv.org/abs/2506.21448. MetaCLIP reads the caption and T5 the chain of thought, or the
+caption if there is none. Sound is 44.1 kHz stereo.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .protocol import (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the networks that are not described in their own weight folders."""
+    """Configurations of the networks that are not described in their weight folders."""
 
     mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
     vae: OobleckConfig = field(default_factory=OobleckConfig)
@@ -56,12 +56,12 @@ def family(preset: Preset) -> ThinkSoundFamily:
 
 
 def latent_length(duration_s: float, sample_rate: int, hop: int) -> int:
-    """Latent frames of ``duration_s`` seconds, rounded to nearest as the published sampler does."""
+    """Returns the latent frames in ``duration_s`` seconds, rounded to nearest as in the published sampler."""
     return max(1, round(sample_rate * float(duration_s) / hop))
 
 
 class ThinkSoundFamily(FlowFamily):
-    """ThinkSound at any size; `tiny` replaces single networks."""
+    """ThinkSound at any size; the family `tiny` replaces two of its networks."""
 
     views = (METACLIP_VIEW, SYNC_VIEW)
     texts = ("caption", "cot")
@@ -101,11 +101,11 @@ class ThinkSoundFamily(FlowFamily):
         return MMDiT(self.sizes.mmdit) if network == TRANSFORMER else AudioVAE(self.sizes.vae)
 
     def placed(self, network: str, built: nn.Module | Encoder) -> nn.Module:
-        # Generation never encodes sound: the pages of the encoder's file stay untouched.
+        # Generation never encodes sound, so the VAE's encoder is not moved and stays mapped in its file.
         return built.decoder if isinstance(built, AudioVAE) else super().placed(network, built)
 
     def sync_encoder(self, synchformer: Any) -> FrameEncoder:
-        """From frames to synchronisation features."""
+        """Returns the function from frames to synchronisation features."""
         return partial(encode_sync, synchformer.vfeat_extractor)
 
     def decoding(self, built: Mapping[str, Any]) -> tuple[DecodingStep, ...]:

@@ -1,7 +1,8 @@
-"""The bundled model: ThinkSound with another VAE and another synchronisation encoder, all at a small size.
+"""The bundled model: a small ThinkSound with another VAE and another synchronisation encoder.
 
-MetaCLIP, T5 and the transformer are the published classes. The VAE works on spectrograms and the
-synchronisation encoder is convolutional, because both have to learn from few hours of synthetic clips.
+MetaCLIP, T5 and the transformer are of the same classes as the published networks. The VAE works on
+spectrograms and the synchronisation encoder is convolutional, because both learn from a few hours of
+synthetic clips.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .thinksound import ThinkSoundFamily
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the networks that are not described in their own weight folders."""
+    """Configurations of the networks that are not described in their weight folders."""
 
     mmdit: MMDiTConfig
     vae: SpectrogramVAEConfig = field(default_factory=SpectrogramVAEConfig)
@@ -52,7 +53,7 @@ def family(preset: Preset) -> TinyFamily:
 
 
 class TinyFamily(ThinkSoundFamily):
-    """ThinkSound's conditions and transformer, at a size for a CPU."""
+    """ThinkSound's conditions and transformer, small enough for a CPU."""
 
     trained_duration_s = 4.0
 
