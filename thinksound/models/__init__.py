@@ -1,10 +1,10 @@
-"""The three networks we own. Attribute names follow the published checkpoints.
+"""The networks and their configurations. Attribute names follow the published checkpoints.
 
-Letters used in shape comments everywhere:
+Letters in shape comments:
 
-    B batch        A audio samples     T latent frames   V picture (MetaCLIP) frames
-    S sync features  N text tokens     C latent channels  H heads    D width
+    B batch            A audio samples   T latent frames     V CLIP frames   P video frames
+    S sync features    N tokens          C latent channels   H heads         D width
 
-Audio is ``(B, 2, A)`` and latents are ``(B, C, T)``, channels first. The transformer turns to
-channels last at its entry and back at its exit, nowhere else.
+Audio ``(B, channels, A)`` and latents ``(B, C, T)`` have channels first. Diffusion transformers work with
+channels last, and transpose only at their entry and exit.
 """

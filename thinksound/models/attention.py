@@ -1,4 +1,4 @@
-"""Attention shared by the transformers: scaled dot products, query/key norm, rotary positions."""
+"""Attention of the transformers: scaled dot products, query/key norm, rotary positions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ ROTARY_BASE = 10_000.0
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of ``q (B, H, N, d)`` over ``k``, ``v (B, H, M, d)``; heads are merged to ``(B, N, H*d)``."""
+    """Attention of ``q (B, H, N, d)`` over ``k, v (B, H, M, d)``, with merged heads: ``(B, N, H*d)``."""
     out = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, d)
     return out.transpose(1, 2).flatten(2)  # (B, N, D)
 
 
 def rotary_table(length: int, head_dim: int, device: torch.device, frequency_scale: float = 1.0) -> Tensor:
-    """Angles of rotary positions 0..length-1 as ``(2, length, head_dim / 2)``: cosine, sine.
+    """Cosines and sines of rotary positions 0..length-1, ``(2, length, head_dim / 2)`` float32.
 
-    Always float32: at position 200 the angle's error in bfloat16 would be a radian. Two sequences
-    that cover the same seconds at different rates are aligned by ``frequency_scale``, the ratio of
-    their lengths (RoFormer, https://arxiv.org/abs/2104.09864; the scaling is MMAudio's,
+    bfloat16 would not be exact enough: with heads of 64 channels, angles at position 200 are off by up to
+    0.16 radians. ``frequency_scale`` aligns two sequences that cover the same seconds at different rates; it
+    is the ratio of their lengths (RoFormer, https://arxiv.org/abs/2104.09864; the scaling is MMAudio's,
     https://arxiv.org/abs/2412.15322, section 3.3).
     """
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
@@ -30,14 +30,14 @@ def rotary_table(length: int, head_dim: int, device: torch.device, frequency_sca
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of ``x (B, H, N, d)`` by the angles of ``table``, in float32."""
+    """Rotate neighbouring channel pairs of ``x (B, H, N, d)`` by the angles of ``table``, in float32."""
     cos, sin = table  # (N, d/2)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, in float32 whatever the input."""
+    """Root-mean-square norm over the last axis, computed and returned in float32."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
 
 
 class QKVProjection(nn.Module):
-    """Tokens to queries, keys and values; q and k normalised and, where tokens have a position, rotated."""
+    """Tokens to queries, keys and values; q and k are normalised and, for tokens with positions, rotated."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

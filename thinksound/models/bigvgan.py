@@ -1,10 +1,10 @@
 """The vocoder BigVGAN: log-mel spectrograms to mono sound.
 
-Source: https://arxiv.org/abs/2206.04658. Each activation is anti-aliased: it acts at twice the rate, between
-two low-pass filters. The filters are computed; files hold copies of them, which `network_tensors` drops.
+Source: https://arxiv.org/abs/2206.04658. Each activation is anti-aliased: it is computed at twice the rate,
+between two low-pass filters. The filters are computed here; `network_tensors` drops their copies in files.
 
-A sample depends on a limited stretch of the spectrogram. Long inputs could therefore be decoded in windows
-with the same result, as the decoder of `oobleck` does; 8 s are decoded in one piece.
+A sample depends on a limited part of the spectrogram, so long inputs could be decoded in windows with the
+same result, as by the decoder of `oobleck`. Here they are decoded in one piece.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from ..errors import InputError
 from .folding import Folded, fold_weight_norm
 from .oobleck import Snake
 
-KERNELS = (3, 7, 11)  # of the residual blocks, whose outputs are averaged
+KERNELS = (3, 7, 11)  # of the residual blocks after each upsampler; their outputs are averaged
 DILATIONS = (1, 3, 5)
 TAPS = 12  # of the low-pass filter
-CUTOFF = 0.25  # of the doubled rate: the highest frequency of the rate outside of the activation
-TRANSITION = 0.6  # width, of the doubled rate, between pass band and stop band
+CUTOFF = 0.25  # fraction of the doubled rate: the Nyquist frequency of the original rate
+TRANSITION = 0.6  # transition width of the filter, as a fraction of the doubled rate
 
 
 @dataclass(frozen=True)
 class BigVGANConfig:
-    """The generator; each upsampler halves the channels."""
+    """Configuration of the generator; each upsampler halves the channels."""
 
     mel_bands: int
     channels: int  # before the first upsampler
     rates: tuple[int, ...]  # of the upsamplers
     kernels: tuple[int, ...]  # of the upsamplers
-    bound: Literal["tanh", "clamp"]  # what keeps samples within -1 and 1
-    final_bias: bool  # whether the last convolution has one
+    bound: Literal["tanh", "clamp"]  # limits samples to -1..1
+    final_bias: bool  # whether the last convolution has a bias
 
     def __post_init__(self) -> None:
         if len(self.rates) != len(self.kernels):
@@ -60,16 +60,16 @@ BIGVGAN_44K = BigVGANConfig(128, 1536, (8, 4, 2, 2, 2, 2), (16, 8, 4, 4, 4, 4), 
 
 
 def network_tensors(published: Mapping[str, Tensor]) -> Folded:
-    """The network's tensors from those of the published generator, with its weight norm folded."""
+    """Returns the network's tensors from the published generator's, with weight norm folded."""
     kept = [name for name in published if not name.endswith(".filter")]
     return fold_weight_norm(Folded({name: partial(published.__getitem__, name) for name in kept}))
 
 
 def low_pass() -> Tensor:
-    """The 12 taps, float32, of a sinc under a Kaiser window, which sum to one."""
+    """Returns the 12 taps, float32, of a Kaiser-windowed sinc; they sum to one."""
     attenuation = (
         2.285 * (TAPS // 2 - 1) * math.pi * 2 * TRANSITION + 7.95
-    )  # dB, Kaiser's estimate for half of the taps
+    )  # dB, by Kaiser's formula for half of the taps
     window = torch.kaiser_window(TAPS, False, 0.1102 * (attenuation - 8.7), dtype=torch.float64)
     position = torch.arange(TAPS, dtype=torch.float64) - (TAPS - 1) / 2
     taps = window * torch.sinc(2 * CUTOFF * position)
@@ -77,7 +77,7 @@ def low_pass() -> Tensor:
 
 
 class AntiAliasedSnake(nn.Module):
-    """The snake activation at twice the rate, ``(B, D, N)`` to ``(B, D, N)``."""
+    """The snake activation, computed at twice the rate: ``(B, D, N)`` to ``(B, D, N)``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,14 +88,14 @@ class AntiAliasedSnake(nn.Module):
         kernel = taps.expand(channels, 1, TAPS)
         x = F.pad(x, (half - 1, half - 1), mode="replicate")
         x = F.conv_transpose1d(x, 2 * kernel, stride=2, groups=channels)
-        edge = 3 * (half - 1)  # the padding, doubled, and the filter's tail
+        edge = 3 * (half - 1)  # the doubled padding and the filter's tail
         x = self.act(x[..., edge:-edge])  # (B, D, 2N)
         x = F.pad(x, (half - 1, half), mode="replicate")
         return F.conv1d(x, kernel, stride=2, groups=channels)
 
 
 class ResidualBlock(nn.Module):
-    """Three pairs of activated convolutions, each around a skip; the first of a pair is dilated."""
+    """Three pairs of activated convolutions, each with a skip; the first of a pair is dilated."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class BigVGAN(nn.Module):
         self.conv_post = nn.Conv1d(widths[-1], 1, 7, padding=3, bias=config.final_bias)
 
     def vocode(self, mel: Tensor) -> Tensor:
-        """Sound ``(B, 1, hop * N)`` within -1 and 1 of log-mel spectrograms ``mel (B, bands, N)``."""
+        """Log-mel spectrograms ``mel (B, bands, N)`` to sound ``(B, 1, hop * N)`` in -1..1."""
         taps = low_pass().to(self.conv_pre.weight)
         x = self.conv_pre(mel.to(self.conv_pre.weight.dtype))
         for step, up in enumerate(self.ups):

@@ -1,7 +1,6 @@
-"""Transformer blocks: one stream, three joined streams, and the output block.
+"""Blocks of the diffusion transformers: for one stream, for three joined streams, and for the output.
 
-The residual stream stays in the number format it came in (float32 in the sampler), matrix
-products run in the format of the weights.
+The residual stream keeps its dtype (float32 in the sampler); matrix products run in the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from .layers import MLP, ConvMLP, Modulation, modulated_norm, same_length
 
 
 class Gates(NamedTuple):
-    """What the modulation says about the second half of a block."""
+    """Modulation of the second half of a block."""
 
     attention: Tensor
     shift: Tensor
@@ -25,9 +24,9 @@ class Gates(NamedTuple):
 
 
 class StreamBlock(nn.Module):
-    """Modulated attention and feed-forward of one token stream; alone it is a "fused" block.
+    """Modulated attention and feed-forward of one token stream; a "fused" block if used alone.
 
-    ``kernel_size`` 1 gives linear layers (text), larger ones convolutions along the tokens.
+    ``kernel_size`` 1 gives linear layers (for text), a larger one convolutions along the tokens.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, kernel_size: int) -> None:
@@ -46,12 +45,12 @@ class StreamBlock(nn.Module):
     def queries_keys_values(
         self, x: Tensor, condition: Tensor, rotary: Tensor | None
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Gates]:
-        """First half: ``x (B, N, D)`` under ``condition (B, 1 or N, D)`` to what attention needs."""
+        """First half: queries, keys and values of ``x (B, N, D)`` under ``condition (B, 1 or N, D)``."""
         shift, scale, *gates = self.adaLN_modulation(condition)
         return self.attn(modulated_norm(x, shift, scale), rotary), Gates(*gates)
 
     def update(self, x: Tensor, attended: Tensor, gates: Gates) -> Tensor:
-        """Second half: add the attention's result and the feed-forward's."""
+        """Second half: add the results of attention and of the feed-forward to ``x``."""
         x = x + self.linear1(attended) * gates.attention
         return x + self.ffn(modulated_norm(x, gates.shift, gates.scale)) * gates.feedforward
 
@@ -61,7 +60,7 @@ class StreamBlock(nn.Module):
 
 
 class ReadOnlyStream(nn.Module):
-    """A stream of the last joint block: the latents read it, and it ends there."""
+    """A stream of the last joint block: latents attend to it, and it is not updated."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -79,7 +78,7 @@ class ReadOnlyStream(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """Latents, pictures and text attend to each other, each with own weights (https://arxiv.org/abs/2403.03206)."""
+    """Joint attention of latents, frames and text, each with its own weights (https://arxiv.org/abs/2403.03206)."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, kernel_size: int, last: bool) -> None:
         super().__init__()
@@ -95,7 +94,7 @@ class JointBlock(nn.Module):
 
     def forward(
         self,
-        streams: tuple[Tensor, Tensor, Tensor],  # latents (B, T, D), pictures (B, V, D), text (B, 2N, D)
+        streams: tuple[Tensor, Tensor, Tensor],  # latents (B, T, D), frames (B, V, D), text (B, N, D)
         conditions: tuple[Tensor, Tensor, Tensor],  # (B, T, D), (B, 1, D), (B, 1, D)
         rotaries: tuple[Tensor, Tensor, None],
     ) -> tuple[Tensor, Tensor, Tensor]:

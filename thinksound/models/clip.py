@@ -1,12 +1,12 @@
 """CLIP: two transformers that map images and texts into one space (arXiv 2103.00020).
 
-Attribute names are those of checkpoints in the layout of Hugging Face. Attention is pre-norm, with biases.
-Position numbers are no tensors here: the positions of an input are the first rows of its table.
+Attribute names are those of checkpoints in the layout of Hugging Face. Layers are pre-norm, with biases.
+There is no tensor of position ids: an input uses the first rows of the position table.
 
-Results equal those of ``CLIPModel`` of the transformers library bit for bit
-(`tests/models/test_text_networks.py`).
-It is written out here because that library imports, for any one network, what all of them need to be
-trained and served: compilers, losses of object detection, distributed tensors.
+Results equal those of the transformers library's ``CLIPModel`` bit for bit
+(`tests/models/test_text_networks.py`). The network is written out here because that library's import loads
+what all its networks need for training and serving: compilers, losses of object detection, distributed
+tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .embeddings import empty_table
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """GELU approximated by a sigmoid, as CLIP was trained."""
+    """GELU approximated by a sigmoid, with which CLIP was trained."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Sizes of one of the two transformers."""
+    """Configuration of one of the two transformers."""
 
     width: int
     hidden_width: int  # of the MLPs
@@ -49,15 +49,15 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Sizes of the network."""
+    """Configuration of the network."""
 
     vision: TowerConfig
     image_size: int  # pixels on each side
     patch_size: int
     text: TowerConfig
     vocabulary: int
-    text_length: int  # positions in the table
-    projection_width: int  # of the space that both share
+    text_length: int  # rows of the position table
+    projection_width: int  # of the common space
 
     def __post_init__(self) -> None:
         if not 0 < self.patch_size <= self.image_size:
@@ -65,7 +65,7 @@ class CLIPConfig:
 
 
 class CLIPAttention(nn.Module):
-    """Self-attention over ``(B, N, D)``; ``mask (B, 1, N, N)`` is True where a token may look."""
+    """Self-attention over ``(B, N, D)``; ``mask (B, 1, N, N)`` is True where a query may attend to a key."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids ``(B, N)`` to states ``(B, N, D)``; each token looks at those before it."""
+    """Token ids ``(B, N)`` to states ``(B, N, D)``, with causal attention."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class TextTower(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.text.width, eps=config.text.norm_eps)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``mask (B, N)`` is 0 for padding, which no token looks at; None where there is none."""
+        """``mask (B, N)`` is 0 for padding, to which no token attends; None if there is no padding."""
         allowed = None
         if mask is not None:
             causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
@@ -180,7 +180,7 @@ class VisionTower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and their projections into the common space."""
+    """Both towers, and their projections into the common space."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class CLIP(nn.Module):
         self.vision_model = VisionTower(config)
         self.visual_projection = nn.Linear(config.vision.width, config.projection_width, bias=False)
         self.text_projection = nn.Linear(config.text.width, config.projection_width, bias=False)
-        self.logit_scale = nn.Parameter(torch.zeros(()))  # a logarithm; for training
+        self.logit_scale = nn.Parameter(torch.zeros(()))  # a logarithm; used in training only
 
     @property
     def device(self) -> torch.device:
@@ -201,7 +201,7 @@ class CLIP(nn.Module):
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens ``(B, N)`` to projected features of the whole texts ``(B, D)``.
 
-        They are those of the first end token, which is the last one of the vocabulary.
+        They are the features at the first end token, which has the largest id of the vocabulary.
         """
         states = self.text_model(ids, mask)
         ends = ids.argmax(dim=-1)

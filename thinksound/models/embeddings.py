@@ -1,25 +1,25 @@
-"""Embedding of the flow time, and tables of vectors."""
+"""The embedding of the flow time, and embedding tables without values."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-BASE = 10_000.0  # the frequencies fall from 1 to nearly 1 / BASE, times the scale
+BASE = 10_000.0  # frequencies fall from the scale to nearly scale / BASE
 
 
 class TimestepEmbedder(nn.Module):
     """Sinusoids of the flow time, then a small MLP: ``(B,)`` to ``(B, D)``.
 
-    The frequencies are computed in float32 and the angles stay in float32: with a scale of 10000
-    they reach 10000 radians, where float16 and bfloat16 have no fraction left.
+    Frequencies and angles are computed in float32: with a scale of 10000, angles reach 10000 radians, where
+    float16 and bfloat16 have no fractional digits.
     """
 
     def __init__(self, dim: int, sinusoid_dim: int, scale: float) -> None:
         """
         Args:
             dim: D, width of the embedding.
-            sinusoid_dim: cosines and sines together.
+            sinusoid_dim: number of cosines and sines together.
             scale: radians per unit of flow time at the highest frequency.
         """
         super().__init__()
@@ -27,14 +27,14 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(sinusoid_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def frequencies(self, device: torch.device) -> Tensor:
-        """Radians per unit of flow time, ``(sinusoid_dim / 2,)``."""
+        """Frequencies in radians per unit of flow time, ``(sinusoid_dim / 2,)``."""
         exponent = (
             torch.arange(0, self.sinusoid_dim, 2, dtype=torch.float32, device=device) / self.sinusoid_dim
         )
         return self.scale * (1.0 / (BASE**exponent))
 
     def sinusoids(self, timestep: Tensor) -> Tensor:
-        """Cosines, then sines: ``(B, sinusoid_dim)`` float32."""
+        """Cosines, then sines, ``(B, sinusoid_dim)`` float32."""
         angles = timestep.float()[:, None] * self.frequencies(timestep.device)
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -43,9 +43,9 @@ class TimestepEmbedder(nn.Module):
 
 
 def empty_table(count: int, width: int) -> nn.Embedding:
-    """``count`` vectors without values, to be filled from a file or by an initialisation.
+    """Returns an embedding of ``count`` uninitialised vectors, which a file or an initialiser must fill.
 
-    `nn.Embedding` itself draws normal values. On the device ``meta`` that imports torch's compiler, which
-    takes longer than everything else in building a network.
+    `nn.Embedding` itself draws normal values. On the device ``meta`` this imports torch's compiler, which
+    takes longer than all other steps of building a network.
     """
     return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)

@@ -1,16 +1,15 @@
 """The flow-matching multimodal diffusion transformer that ThinkSound and MMAudio share.
 
-Source: MMAudio, https://arxiv.org/abs/2412.15322, section 3.3; ThinkSound's descends from it.
-What is notable:
+Source: MMAudio, https://arxiv.org/abs/2412.15322, section 3.3; ThinkSound's network is based on it.
 
-* Latents, pictures and text meet in joint blocks; fused blocks then see the latents alone.
-* Synchronisation features modulate every latent frame, stretched to the latents' length by
-  nearest neighbour ("nearest-exact"). For some lengths (216 features over 194 latents, 192 over
-  345) float32 arithmetic picks another neighbour than exact arithmetic at two places; float32 is
-  the published choice.
-* What depends on the conditions alone is computed once per request (`project`), not per step.
+* Latents, frames and text attend to each other in joint blocks; the fused blocks after them process the
+  latents alone.
+* Synchronisation features modulate every latent frame. They are interpolated to the latents' length by
+  nearest neighbour ("nearest-exact"). For some lengths (216 features to 194 latents, 192 to 345) float32
+  arithmetic picks another neighbour than exact arithmetic at two places; the published networks use float32.
+* Computations that depend on the conditions alone run once per request (`project`), not once per step.
 
-A family is a subclass with its own null features and texts; all else that differs is a setting in
+A family is a subclass with its own null features and texts; all other differences are settings in
 `FlowConfig`.
 """
 
@@ -31,29 +30,29 @@ from .embeddings import TimestepEmbedder
 from .layers import MLP, ConvMLP, same_length
 from .synchformer import SYNC_FEATURES_PER_SEGMENT
 
-INPUT_KERNEL_SIZE = 3  # of the gated MLPs in the picture and synchronisation projections
+INPUT_KERNEL_SIZE = 3  # of the gated MLPs in the frame and synchronisation projections
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Settings of the flow-matching transformer that ThinkSound and MMAudio share."""
+    """Configuration of the flow-matching transformer that ThinkSound and MMAudio share."""
 
     latent_dim: int  # C, channels of the VAE latents
-    clip_dim: int = 1024  # width of a CLIP picture feature
+    clip_dim: int = 1024  # width of a CLIP frame feature
     sync_dim: int = 768  # width of a Synchformer feature
     text_dim: int  # width of a text token
     text_length: int = 77  # tokens of a text
     hidden_dim: int  # D
     depth: int  # joint blocks and fused blocks together
-    fused_depth: int  # blocks that see the latents alone
+    fused_depth: int  # blocks that process the latents alone
     num_heads: int  # H
     kernel_size: int = 3  # of the blocks' convolutions along the latents
-    audio_kernel_size: int  # of the convolutions through which the latents enter
+    audio_kernel_size: int  # of the convolutions in the projection of latents
     sync_kernel_size: int = 7
     mlp_ratio: float = 4.0
     input_activation: Literal["silu", "selu"] = "silu"  # in the projections of latents and synchronisation
-    token_activation: bool = True  # a SiLU in the projections of pictures and text
-    time_dim: int | None = None  # cosines and sines of the flow time; None: hidden_dim
+    token_activation: bool = True  # whether the projections of frames and text have a SiLU
+    time_dim: int | None = None  # number of cosines and sines of the flow time; None: hidden_dim
     time_scale: float = 10_000.0  # radians per unit of flow time at the highest frequency
     output_sees_sync: bool  # whether synchronisation modulates the output block
 
@@ -67,7 +66,7 @@ class FlowConfig:
 
     @property
     def joint_depth(self) -> int:
-        """Blocks in which latents, pictures and text attend to each other."""
+        """Number of blocks in which latents, frames and text attend to each other."""
         return self.depth - self.fused_depth
 
     @property
@@ -77,12 +76,12 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Everything the network knows about a request besides latents and time."""
+    """Projected conditions: all inputs of the network except latents and time."""
 
-    clip: Tensor  # (B, V, D) picture tokens
+    clip: Tensor  # (B, V, D) frame tokens
     text: Tensor  # (B, N, D) text tokens
     sync: Tensor  # (B, T, D) synchronisation, one per latent frame
-    pooled: Tensor  # (B, 1, D) pictures and text as one vector
+    pooled: Tensor  # (B, 1, D) frames and text pooled into one vector
     latent_rotary: Tensor  # (2, T, d/2)
     clip_rotary: Tensor  # (2, V, d/2)
 
@@ -90,9 +89,9 @@ class Conditions:
 class FlowTransformer(nn.Module):
     """Predicts the velocity of rectified flow from latents, time and projected conditions.
 
-    A subclass has `project`, from features in the family's order and the number of latent frames to
-    conditions, and `empty_features`, from the numbers of clip and synchronisation features to the null
-    features in the same order, each with a batch of one.
+    A subclass has `project`, which takes features in the family's order and the number of latent frames, and
+    returns conditions; and `empty_features`, which takes the numbers of CLIP and synchronisation features,
+    and returns the null features in the same order, each with a batch of one.
     """
 
     project: Callable[..., Conditions]
@@ -101,13 +100,13 @@ class FlowTransformer(nn.Module):
     def __init__(self, config: FlowConfig, pooled_text_dim: int) -> None:
         """
         Args:
-            config: sizes and settings.
-            pooled_text_dim: width of the vector into which the family pools its texts.
+            config: of the network.
+            pooled_text_dim: width of the family's pooled text vector.
         """
         super().__init__()
         dim, kernel, inner = config.hidden_dim, config.kernel_size, config.hidden_dim * 4
         activation = nn.SELU if config.input_activation == "selu" else nn.SiLU
-        # Without an activation the gated MLP stands at index 1 of the published tensors, with one at 2.
+        # In published tensor names the gated MLP has index 1 without an activation, 2 with one.
         between = [nn.SiLU()] if config.token_activation else []
         self.audio_input_proj = nn.Sequential(
             same_length(config.latent_dim, dim, config.audio_kernel_size),
@@ -141,7 +140,7 @@ class FlowTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the matrix products run."""
+        """The dtype of matrix products."""
         return self.text_cond_proj.weight.dtype
 
     def _conditions(
@@ -152,13 +151,13 @@ class FlowTransformer(nn.Module):
         pooled_text: Tensor,
         latent_length: int,
     ) -> Conditions:
-        """Project what families have in common.
+        """Project the conditions that all families have.
 
         Args:
-            clip_features: pictures ``(B, V, clip_dim)``.
+            clip_features: CLIP features of frames ``(B, V, clip_dim)``.
             sync_features: Synchformer features ``(B, S, sync_dim)``, S a multiple of 8.
             text: projected tokens ``(B, N, D)``.
-            pooled_text: texts as one vector ``(B, pooled_text_dim)``.
+            pooled_text: texts pooled into one vector ``(B, pooled_text_dim)``.
             latent_length: T, latent frames to generate.
         """
         sync_features = sync_features.to(self.dtype)
@@ -182,7 +181,7 @@ class FlowTransformer(nn.Module):
         )
 
     def forward(self, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity ``(B, C, T)`` float32 of ``latents (B, C, T)`` at the family's ``timestep (B,)``."""
+        """Velocity ``(B, C, T)`` float32 at ``latents (B, C, T)`` and the family's ``timestep (B,)``."""
         global_condition = self.t_embed(timestep)[:, None] + conditions.pooled  # (B, 1, D)
         latent_condition = F.silu(global_condition + conditions.sync).to(self.dtype)  # (B, T, D)
         global_condition = F.silu(global_condition).to(self.dtype)
@@ -204,24 +203,23 @@ class FlowTransformer(nn.Module):
         return velocity.transpose(1, 2).float()
 
     def velocity(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity ``(B, C, T)`` float32 in times ``(B,)`` that run from 1 (noise) to 0 (sound).
+        """Velocity ``(B, C, T)`` float32 at ``times (B,)``, which run from 1 (noise) to 0 (sound).
 
-        Everything outside of `models` counts time in this direction. A family whose networks were trained in
-        the other one turns it round here.
+        All code outside of `models` uses this direction of time. A subclass whose network was trained in the
+        other direction reverses it here.
         """
         return self(latents, times, conditions)
 
     def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
-        """Normalise latents whose channels have this mean and deviation, ``(C,)`` each.
+        """Set the mean and standard deviation by which latents are normalised, ``(C,)`` each.
 
-        For a network that is trained from scratch. Where a family takes latents as the VAE gives them, this
-        changes nothing.
+        Called before training from scratch. Does nothing if the family does not normalise latents.
         """
 
     def normalised(self, latents: Tensor) -> Tensor:
-        """The VAE's ``latents (B, C, T)`` as this network knows them."""
+        """The VAE's ``latents (B, C, T)``, normalised for this network."""
         return latents
 
     def unnormalised(self, latents: Tensor) -> Tensor:
-        """The VAE's latents of this network's ``latents (B, C, T)``."""
+        """This network's ``latents (B, C, T)``, converted back to the VAE's."""
         return latents

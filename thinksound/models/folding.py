@@ -1,7 +1,7 @@
-"""Published weights as the plain ones that they stand for: normalisation is worked out once, at load.
+"""Folding of weight normalisation: the effective weights are computed once, when a file is loaded.
 
-A network that is only used holds the effective weights of its convolutions. They cost nothing per call,
-and a converted file holds nothing else.
+Networks that are not trained here have plain convolutions with the effective weights. This costs nothing per
+call, and converted files have the same plain weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-# Gain and direction, as PyTorch's older and newer weight norm name them.
+# Names of gain and direction in PyTorch's older and newer weight norm.
 _SPELLINGS = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
@@ -20,7 +20,7 @@ _SPELLINGS = (
 
 
 class Folded(Mapping[str, Tensor]):
-    """Tensors that are computed when they are looked up, so that one at a time is in memory."""
+    """A mapping that computes a tensor when it is looked up, so that one at a time is in memory."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
         self._makers = makers
@@ -36,11 +36,11 @@ class Folded(Mapping[str, Tensor]):
 
 
 def fold_weight_norm(tensors: Mapping[str, Tensor]) -> Folded:
-    """``tensors`` with each pair of gain g and direction v as one ``weight``, ``g * v / |v|`` in float32.
+    """Replaces each pair of gain g and direction v by one ``weight``, ``g * v / |v|`` in float32.
 
-    Both spellings are known, and plain weights stay as they are. The norm is over all axes but the first:
-    per output channel of a convolution, per input channel of a transposed one. A gain without a direction
-    of that many channels stays under its own name, where strict loading finds it.
+    Both spellings are recognised; other tensors do not change. The norm is over all axes but the first: per
+    output channel of a convolution, per input channel of a transposed one. A gain whose direction is missing
+    or has another number of channels keeps its name, so that strict loading reports it.
     """
     makers: dict[str, Callable[[], Tensor]] = {name: partial(tensors.__getitem__, name) for name in tensors}
     for gain in tensors:

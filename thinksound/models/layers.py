@@ -1,4 +1,4 @@
-"""Feed-forward layers and modulation of the diffusion transformer."""
+"""Feed-forward layers and modulation of the diffusion transformers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 def gated_width(hidden_dim: int, multiple_of: int = 256) -> int:
-    """Inner width of a gated MLP: two thirds of ``hidden_dim``, rounded up (LLaMA's rule)."""
+    """Inner width of a gated MLP: two thirds of ``hidden_dim``, rounded up to a multiple (LLaMA's rule)."""
     return -(-int(2 * hidden_dim / 3) // multiple_of) * multiple_of
 
 
 class ChannelLastConv1d(nn.Conv1d):
-    """Convolution along tokens, ``(B, N, D_in)`` to ``(B, N', D_out)``, constructed like `nn.Conv1d`.
+    """Convolution along tokens, ``(B, N, D_in)`` to ``(B, N', D_out)``.
 
-    peft constructs the convolutions of an adapter after the one that it adapts.
+    Its constructor is that of `nn.Conv1d`, because peft builds an adapter's convolutions with the same class.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -22,12 +22,12 @@ class ChannelLastConv1d(nn.Conv1d):
 
 
 def same_length(in_dim: int, out_dim: int, kernel_size: int, bias: bool = True) -> ChannelLastConv1d:
-    """A convolution along tokens that keeps their number."""
+    """Returns a convolution along tokens that keeps their number; ``kernel_size`` is odd."""
     return ChannelLastConv1d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
 class MLP(nn.Module):
-    """SwiGLU feed-forward (https://arxiv.org/abs/2002.05202) on each token alone."""
+    """SwiGLU feed-forward (https://arxiv.org/abs/2002.05202), on each token separately."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
 
 class ConvMLP(MLP):
-    """SwiGLU feed-forward that also sees the neighbouring tokens."""
+    """SwiGLU feed-forward with convolutions over neighbouring tokens."""
 
     def __init__(self, dim: int, hidden_dim: int, kernel_size: int) -> None:
         nn.Module.__init__(self)
@@ -54,8 +54,8 @@ class ConvMLP(MLP):
 class Modulation(nn.Sequential):
     """Linear map from the activated condition to shifts, scales and gates (adaLN, https://arxiv.org/abs/2212.09748).
 
-    The published weights sit at index 1, behind a SiLU. All blocks get the same condition, so the
-    SiLU is applied once outside and index 0 does nothing.
+    The published weights are at index 1, after a SiLU. All blocks get the same condition, so the SiLU is
+    applied once outside, and index 0 is the identity.
     """
 
     def __init__(self, dim: int, parts: int) -> None:
@@ -67,6 +67,6 @@ class Modulation(nn.Sequential):
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm of ``x (B, N, D)`` in float32, then scale and shift; returned in the scale's format."""
+    """Layer norm of ``x (B, N, D)`` in float32, then scale and shift; returned in the scale's dtype."""
     normalised = F.layer_norm(x.float(), x.shape[-1:])
     return (normalised * (1 + scale) + shift).to(scale.dtype)

@@ -1,7 +1,7 @@
-"""Sound as a log-mel spectrogram: what MMAudio's VAE compresses and its vocoder speaks.
+"""Log-mel spectrograms of sound, the input of MMAudio's VAE and vocoder.
 
 Source: MMAudio, https://arxiv.org/abs/2412.15322; the settings are those of the two BigVGAN vocoders
-(https://arxiv.org/abs/2206.04658). The mel scale is Slaney's (linear to 1 kHz, then logarithmic) and each
+(https://arxiv.org/abs/2206.04658). The mel scale is Slaney's (linear up to 1 kHz, then logarithmic) and each
 band has unit area, as in librosa.
 """
 
@@ -17,18 +17,18 @@ from torch import Tensor
 
 from ..errors import InputError
 
-FLOOR = 1e-5  # the level below which a band counts as silent
+FLOOR = 1e-5  # smallest magnitude of a band, before the logarithm
 _LINEAR_HZ = 200 / 3  # Hz per mel below the knee
 _KNEE_HZ = 1000.0
-_STEP = math.log(6.4) / 27  # of the logarithm, per mel above the knee
+_STEP = math.log(6.4) / 27  # increase of ln(Hz) per mel above the knee
 
 
 @dataclass(frozen=True)
 class MelConfig:
-    """A mel spectrogram; frames begin every ``hop`` samples."""
+    """Settings of a mel spectrogram; a frame starts every ``hop`` samples."""
 
     sample_rate: int  # Hz
-    window: int  # samples of one frame and of its transform
+    window: int  # samples of a frame and of its Fourier transform
     hop: int  # samples between frames
     bands: int
     highest_hz: float  # the lowest band begins at 0 Hz
@@ -48,10 +48,10 @@ MEL_44K = MelConfig(44_100, window=2048, hop=512, bands=128, highest_hz=22_050.0
 
 
 def log_mel(audio: Tensor, config: MelConfig) -> Tensor:
-    """Log-mel spectrogram ``(B, bands, A // hop)`` float32 of mono ``audio (B, 1, A)``.
+    """Returns the log-mel spectrogram ``(B, bands, A // hop)`` float32 of mono ``audio (B, 1, A)``.
 
-    Samples outside of -1 to 1 are clipped. A must exceed half of what the window is longer than the hop
-    (384 samples at 16 kHz, 768 at 44.1 kHz), because the ends are mirrored.
+    Samples are clipped to -1..1. The ends are padded by reflection, so A must be greater than
+    ``(window - hop) / 2``: 384 samples at 16 kHz, 768 at 44.1 kHz.
     """
     edge = (config.window - config.hop) // 2
     padded = F.pad(audio.float().clamp(-1, 1), (edge, edge), mode="reflect")[:, 0]
@@ -65,7 +65,7 @@ def log_mel(audio: Tensor, config: MelConfig) -> Tensor:
 
 
 def mel_filters(config: MelConfig) -> Tensor:
-    """Weights ``(bands, window / 2 + 1)`` float32 of the frequencies in each triangular band."""
+    """Returns the weights ``(bands, window / 2 + 1)`` float32 of frequencies in triangular bands."""
     hz = torch.linspace(0, config.sample_rate / 2, config.window // 2 + 1, dtype=torch.float64)
     top = _mel(torch.tensor(config.highest_hz, dtype=torch.float64)).item()
     corners = _hertz(torch.linspace(0, top, config.bands + 2, dtype=torch.float64))[:, None]

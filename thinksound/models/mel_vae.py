@@ -1,11 +1,11 @@
 """MMAudio's VAE: mel spectrograms to latents at half their frame rate, and back.
 
-Source: MMAudio, https://arxiv.org/abs/2412.15322, appendix; residual blocks and attention keep magnitudes
-as in EDM2, https://arxiv.org/abs/2312.02696, section 2: no biases, no group norms, weights of fixed size,
-weighted sums that are divided by the size of their result.
+Source: MMAudio, https://arxiv.org/abs/2412.15322, appendix. Residual blocks and attention preserve magnitudes
+as in EDM2, https://arxiv.org/abs/2312.02696, section 2: no biases, no group norms, weights of fixed
+magnitude, and weighted sums that are divided by the magnitude of their result.
 
-The file holds the weights as trained. `network_tensors` gives them their size, once; the network is plain
-convolutions.
+The published file has the weights before normalisation. `network_tensors` normalises them once, so the
+network consists of plain convolutions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .folding import Folded
 
-EPSILON = 1e-4  # added to every root mean square that something is divided by
-RESIDUAL_WEIGHT = 0.3  # of what a block adds to its skip
-SILU_SIZE = 0.596  # root mean square of the SiLU of normal values
+EPSILON = 1e-4  # added to every root mean square in a denominator
+RESIDUAL_WEIGHT = 0.3  # of a block's residual, against its skip
+SILU_SIZE = 0.596  # root mean square of the SiLU of standard normal values
 ACTIVATION_LIMIT = 256.0
 MULTIPLES = (1, 2, 4)  # of the width, per level; level 0 has the frame rate of the spectrogram
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # per level
@@ -33,7 +33,7 @@ LOG_VARIANCE_LIMITS = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class MelVAEConfig:
-    """Encoder and decoder; a latent frame stands for two frames of the spectrogram."""
+    """Configuration of encoder and decoder; a latent frame covers two frames of the spectrogram."""
 
     mel_bands: int
     latent_dim: int  # C
@@ -55,10 +55,10 @@ MEL_VAE_44K = MelVAEConfig(mel_bands=128, latent_dim=40, channels=512)
 
 
 def network_tensors(published: Mapping[str, Tensor]) -> Folded:
-    """The network's tensors from those of the published file, which have the same names.
+    """Returns the network's tensors from the published ones, which have the same names.
 
-    Each weight of a convolution is divided by its root mean square per output channel, and by the root of
-    the number of values that a channel sums. Done once: what comes out must not go in again.
+    Each weight of a convolution is divided by its root mean square per output channel, and by the square root
+    of the number of values that a channel sums. Must not be applied to its own result.
     """
     return Folded(
         {
@@ -78,34 +78,34 @@ def _sized_weight(published: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def unit_size(x: Tensor) -> Tensor:
-    """``x (B, D, ...)`` with a root mean square of one over its channels."""
+    """Normalise ``x (B, D, ...)`` to a root mean square of one over its channels."""
     size = x.float().square().mean(dim=1, keepdim=True).sqrt()
     return x / (EPSILON + size).to(x.dtype)
 
 
 def activate(x: Tensor) -> Tensor:
-    """SiLU that keeps the size of normal values."""
+    """SiLU scaled to preserve the magnitude of standard normal values."""
     return F.silu(x) / SILU_SIZE
 
 
 def add_residual(skip: Tensor, residual: Tensor) -> Tensor:
-    """Weighted sum of two independent signals of unit size, again of unit size."""
+    """Weighted sum of two independent signals of unit magnitude, which again has unit magnitude."""
     size = math.hypot(1 - RESIDUAL_WEIGHT, RESIDUAL_WEIGHT)
     return torch.lerp(skip, residual, RESIDUAL_WEIGHT) / size
 
 
 def limit(x: Tensor) -> Tensor:
-    """Clamps outliers, as in training."""
+    """Clamp outliers, as in training."""
     return x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv1d:
-    """A convolution without bias, ``(B, C_in, N)`` to ``(B, C_out, N)``."""
+    """Returns a convolution without bias, ``(B, C_in, N)`` to ``(B, C_out, N)``."""
     return nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
 
 
 class ResidualBlock(nn.Module):
-    """Two activated convolutions beside a skip, ``(B, D_in, N)`` to ``(B, D_out, N)``."""
+    """Two activated convolutions with a skip, ``(B, D_in, N)`` to ``(B, D_out, N)``."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every frame attends to every frame with one head, ``(B, D, N)`` to ``(B, D, N)``."""
+    """Single-head self-attention over frames, ``(B, D, N)`` to ``(B, D, N)``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Attention(nn.Module):
 
 
 class Middle(nn.Module):
-    """What both halves do at the latents' frame rate and the full width."""
+    """The middle of encoder and decoder, at the latents' frame rate and the full width."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the frames: ``(B, D, N)`` to ``(B, D, N // 2)``."""
+    """Halves the number of frames: ``(B, D, N)`` to ``(B, D, N // 2)``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the frames: ``(B, D, N)`` to ``(B, D, 2N)``."""
+    """Doubles the number of frames: ``(B, D, N)`` to ``(B, D, 2N)``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks, the first of which changes the width; then at one level a change of rate."""
+    """Residual blocks, of which the first changes the width; at one level a resampling follows."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int) -> None:
         super().__init__()
@@ -237,9 +237,8 @@ class Decoder(nn.Module):
 class MelVAE(nn.Module):
     """Encoder, Gaussian bottleneck, decoder; spectrograms are standardised with the file's statistics.
 
-    Each frame depends on the whole input, by the attention in the middle of both halves. So a long input
-    cannot be decoded in windows without changing the result. It need not be: at 44.1 kHz the largest
-    activation of a minute is 21 MB.
+    Through the attention in the middle, each frame depends on the whole input, so decoding in windows would
+    change the result. Windows are not needed: at 44.1 kHz the largest activation of a minute is 21 MB.
     """
 
     data_mean: Tensor
@@ -254,7 +253,7 @@ class MelVAE(nn.Module):
         self.register_buffer("data_std", torch.ones(1, config.mel_bands, 1))
 
     def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, each ``(B, C, N // 2)``, of log-mel spectrograms ``mel (B, bands, N)``."""
+        """Log-mel spectrograms ``mel (B, bands, N)`` to mean and log-variance, each ``(B, C, N // 2)``."""
         mean, deviation = self._statistics(mel.device)
         standard = (mel.to(mean.dtype) - mean) / deviation
         latent_mean, log_variance = self.encoder(standard).chunk(2, dim=1)
@@ -262,16 +261,16 @@ class MelVAE(nn.Module):
 
     @staticmethod
     def sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents drawn with ``noise`` and their KL divergence from a standard normal (a scalar)."""
+        """Returns sampled latents and their KL divergence from a standard normal (a scalar)."""
         variance = log_variance.exp()
         divergence = (mean.square() + variance - log_variance - 1).sum(dim=1).mean()
         return noise * variance.sqrt() + mean, divergence
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Log-mel spectrogram ``(B, bands, 2T)`` of ``latents (B, C, T)``."""
+        """Latents ``(B, C, T)`` to log-mel spectrograms ``(B, bands, 2T)``."""
         mean, deviation = self._statistics(latents.device)
         return self.decoder(latents.to(mean.dtype)) * deviation + mean
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the data; they stay behind when one half of the network is moved."""
+        """Mean and standard deviation of the data, on ``device``, where only half of the network may be."""
         return self.data_mean.to(device), self.data_std.to(device)

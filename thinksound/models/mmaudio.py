@@ -1,15 +1,15 @@
-"""The flow-matching transformer of MMAudio, versions 1 and 2, and its five published sizes.
+"""The flow-matching transformer of MMAudio, versions 1 and 2, and its five published configurations.
 
-Source: MMAudio, https://arxiv.org/abs/2412.15322, section 3.3. Beside `FlowTransformer`:
+Source: MMAudio, https://arxiv.org/abs/2412.15322, section 3.3. Besides `FlowTransformer`:
 
-* One text of CLIP tokens. It is pooled, like the pictures, after its projection: the mean of all
-  rows, padding included.
-* Synchronisation does not modulate the output block. The authors call that a slip; the published
+* It has one text of CLIP tokens. Like the frames, it is pooled after its projection: by the mean of all rows,
+  including padding.
+* Synchronisation does not modulate the output block. The authors call this a mistake, but the published
   weights were trained with it.
-* The latents it works on are normalised by a mean and a spread that are stored with the weights.
+* Latents are normalised by a mean and a standard deviation that are stored with the weights.
 
-Where the original runs in bfloat16, so do its time and frequencies; for version 2, whose angles reach
-10000 radians, that is another embedding than the trained one. Here both are float32 in every dtype.
+If the original runs in bfloat16, so do its flow time and frequencies. For version 2, whose angles reach 10000
+radians, this gives another embedding than in training. Here both are always float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .flow import Conditions, FlowConfig, FlowTransformer
 
 @dataclass(frozen=True, kw_only=True)
 class MMAudioConfig(FlowConfig):
-    """MMAudio's flow-matching transformer; the defaults are the published large network, version 2."""
+    """Configuration of MMAudio's transformer; the defaults are those of the large network, version 2."""
 
     latent_dim: int = 40  # 20 at 16 kHz
     text_dim: int = 1024  # width of a CLIP text token
@@ -46,9 +46,9 @@ SMALL_16K = replace(SMALL_44K, latent_dim=20)
 
 
 class MMAudioFlow(FlowTransformer):
-    """MMAudio's velocity, which leads from noise to sound.
+    """MMAudio's transformer.
 
-    In `forward` time runs from 0 (noise) to 1 (sound), as published; `velocity` turns it round.
+    In `forward`, time runs from 0 (noise) to 1 (sound), as published; `velocity` reverses it.
     """
 
     latent_mean: Tensor  # (1, 1, C)
@@ -58,7 +58,7 @@ class MMAudioFlow(FlowTransformer):
     def __init__(self, config: MMAudioConfig) -> None:
         super().__init__(config, pooled_text_dim=config.hidden_dim)
         self.config = config
-        # No parameter: CLIP's encoding of "", which training must not move away from what CLIP gives.
+        # A buffer, not a parameter: it is CLIP's encoding of "", which training must not change.
         self.register_buffer("empty_string_feat", torch.zeros(config.text_length, config.text_dim))
         self.empty_clip_feat = nn.Parameter(torch.zeros(1, config.clip_dim))
         self.empty_sync_feat = nn.Parameter(torch.zeros(1, config.sync_dim))
@@ -66,10 +66,11 @@ class MMAudioFlow(FlowTransformer):
         self.register_buffer("latent_std", torch.ones(1, 1, config.latent_dim))
 
     def empty_features(self, clip_length: int, sync_length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The stand-ins for absent conditions, in `project`'s order, each with a batch of one.
+        """Returns the null features, in `project`'s order, each with a batch of one.
 
-        Text alone takes those of pictures and synchronisation, a still image that of synchronisation. A
-        negative text, "" too, is encoded like any other: the last one is for those who have no encoder.
+        Without a video, those of frames and synchronisation are used; for a still image, that of
+        synchronisation. A negative text, even "", is encoded like any other; the text's null feature is for
+        callers without an encoder.
         """
         return (
             self.empty_clip_feat.expand(1, clip_length, -1),
@@ -83,7 +84,7 @@ class MMAudioFlow(FlowTransformer):
         """Turn encoder features into the network's conditions, once per request.
 
         Args:
-            clip_features: CLIP pictures ``(B, V, clip_dim)``, each of unit length.
+            clip_features: CLIP features of frames ``(B, V, clip_dim)``, each of unit length.
             sync_features: Synchformer features ``(B, S, sync_dim)``, S a multiple of 8.
             text_features: CLIP tokens ``(B, N, text_dim)``, each of unit length.
             latent_length: T, latent frames to generate.
@@ -92,7 +93,7 @@ class MMAudioFlow(FlowTransformer):
         return self._conditions(clip_features, sync_features, text, text.mean(dim=1), latent_length)
 
     def velocity(self, latents: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
-        """As in `FlowTransformer`; with float64 times the network gets exactly the published float32 ones."""
+        """As in `FlowTransformer`; float64 ``times`` give the network exactly the published float32 times."""
         return -self(latents, 1 - times, conditions)
 
     def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:

@@ -1,10 +1,10 @@
 """The flow-matching multimodal diffusion transformer of ThinkSound.
 
-Source: ThinkSound, https://arxiv.org/abs/2506.21448, section 3.3. Beside `FlowTransformer`:
+Source: ThinkSound, https://arxiv.org/abs/2506.21448, section 3.3. Besides `FlowTransformer`:
 
-* The two texts stand one after the other in one sequence, MetaCLIP tokens zero-padded to T5's
-  width. The pooled text condition is the plain mean of all MetaCLIP rows, padding included:
-  the published configuration never routes the encoder's own pooled vector.
+* The two texts are concatenated to one sequence, with MetaCLIP tokens zero-padded to T5's width. The pooled
+  text condition is the mean of all MetaCLIP rows, including padding: the published configuration does not
+  use the encoder's own pooled vector.
 * Time runs from 1 (noise) to 0 (sound).
 """
 
@@ -22,7 +22,7 @@ from .flow import Conditions, FlowConfig, FlowTransformer
 
 @dataclass(frozen=True, kw_only=True)
 class MMDiTConfig(FlowConfig):
-    """ThinkSound's flow-matching multimodal diffusion transformer."""
+    """Configuration of ThinkSound's flow-matching multimodal diffusion transformer."""
 
     latent_dim: int = 64
     clip_text_dim: int = 1024  # width of a MetaCLIP text token
@@ -41,7 +41,7 @@ class MMDiTConfig(FlowConfig):
 
 
 class MMDiT(FlowTransformer):
-    """ThinkSound's velocity in time from 1 (noise) to 0 (sound), under a caption and a chain of thought."""
+    """ThinkSound's transformer, conditioned on frames, synchronisation, a caption and a chain of thought."""
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__(config, pooled_text_dim=config.clip_text_dim)
@@ -52,7 +52,7 @@ class MMDiT(FlowTransformer):
         self.empty_sync_feat = nn.Parameter(torch.zeros(1, config.sync_dim))
 
     def empty_features(self, clip_length: int, sync_length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The learned stand-ins for absent conditions, in `project`'s order, each with a batch of one."""
+        """Returns the learned null features, in `project`'s order, each with a batch of one."""
         return (
             self.empty_clip_feat.expand(1, clip_length, -1),
             self.empty_sync_feat.expand(1, sync_length, -1),
@@ -71,7 +71,7 @@ class MMDiT(FlowTransformer):
         """Turn encoder features into the network's conditions, once per request.
 
         Args:
-            clip_features: MetaCLIP pictures ``(B, V, clip_dim)``.
+            clip_features: MetaCLIP features of frames ``(B, V, clip_dim)``.
             sync_features: Synchformer features ``(B, S, sync_dim)``, S a multiple of 8.
             text_features: MetaCLIP tokens of the caption ``(B, N, clip_text_dim)``.
             t5_features: T5 tokens of the chain of thought ``(B, N, text_dim)``.

@@ -1,10 +1,9 @@
-"""A small convolutional stand-in for Synchformer's visual tower, for the tiny preset.
+"""A small convolutional replacement for Synchformer's visual tower, for the tiny preset.
 
-Convolutions know from the start that neighbouring pixels belong together and that a movement is the
-same everywhere; a transformer learns that from more video than a laptop can show it in an hour. And
-where Synchformer looks at overlapping segments, whose features then lie up to half a second beside
-the latents that they modulate, this tower follows the whole clip: feature i of S tells of the i-th of
-S equal parts of it.
+Convolutions are local and translation-equivariant by construction; a transformer has to learn both, from more
+video than a laptop can process in an hour. Synchformer works on overlapping segments, so its features can be
+up to half a second away from the latents that they modulate. This tower processes the whole clip: feature i
+of S describes the i-th of S equal parts of it.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DIFFERENCE_GAIN = 4.0  # what moves is a small part of a picture
-PICTURE_CHANNELS = 9  # a picture, the one before, and their difference
+DIFFERENCE_GAIN = 4.0  # of differences between frames, which are small
+PICTURE_CHANNELS = 9  # a frame, the previous one, and their difference
 TIME_KERNEL = 5
 
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """The convolutional stand-in for Synchformer's visual tower in the tiny preset."""
+    """Configuration of the motion tower."""
 
     embed_dim: int = 96
-    channels: tuple[int, ...] = (24, 48, 64)  # of the convolutions, each of which halves the picture
+    channels: tuple[int, ...] = (24, 48, 64)  # of the convolutions, each of which halves height and width
     depth: int = 4  # convolutions along time
     image_size: int = 224
-    pool: int = 4  # pixels that are averaged on each side before anything else
+    pool: int = 4  # side of the squares of pixels that are averaged first
 
 
 class MotionTower(nn.Module):
-    """Pictures ``(B, P, 3, 224, 224)``, 25 per second, pixels in -1..1, to features ``(B, P, D)``."""
+    """Frames ``(B, P, 3, 224, 224)`` at 25 fps, pixels in -1..1, to features ``(B, P, D)``."""
 
     def __init__(self, config: MotionConfig) -> None:
         super().__init__()
@@ -52,11 +51,11 @@ class MotionTower(nn.Module):
         return self.follow(self.reduce(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
 
     def reduce(self, pixels: Tensor) -> Tensor:
-        """Pictures ``(P, 3, H, W)`` averaged over squares: ``(P, 3, H / pool, W / pool)``."""
+        """Downsample frames ``(P, 3, H, W)`` by averaging squares: ``(P, 3, H / pool, W / pool)``."""
         return F.avg_pool2d(pixels, self.config.pool)
 
     def follow(self, small: Tensor) -> Tensor:
-        """Features ``(B, P, D)`` float32 of reduced pictures ``(B, P, 3, h, w)``."""
+        """Downsampled frames ``(B, P, 3, h, w)`` to features ``(B, P, D)`` float32."""
         small = small.to(self.places.weight.dtype)
         before = torch.cat([small[:, :1], small[:, :-1]], dim=1)
         x = torch.cat([before, small, (small - before) * DIFFERENCE_GAIN], dim=2).flatten(0, 1)
@@ -69,17 +68,17 @@ class MotionTower(nn.Module):
 
     @staticmethod
     def spread(features: Tensor, count: int) -> Tensor:
-        """``(B, P, D)`` as ``count`` features of equal parts of the clip, between neighbours linearly."""
+        """Resample ``(B, P, D)`` linearly to ``count`` evenly spaced features, ``(B, count, D)``."""
         return F.interpolate(features.transpose(1, 2), size=count, mode="linear").transpose(1, 2)
 
 
 class MotionEncoder(nn.Module):
-    """The motion tower under the name that Synchformer's visual tower has in its file."""
+    """The motion tower, under the attribute name of Synchformer's visual tower."""
 
     def __init__(self, config: MotionConfig) -> None:
         super().__init__()
         self.vfeat_extractor = MotionTower(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """One feature per frame: ``(B, P, 3, 224, 224)`` to ``(B, P, D)``."""
+        """Frames ``(B, P, 3, 224, 224)`` to one feature each, ``(B, P, D)``."""
         return self.vfeat_extractor(pixels)

@@ -1,9 +1,9 @@
 """The audio VAE of Stable Audio, "oobleck": 44.1 kHz stereo to 64 channels at 21.5 Hz and back.
 
-Source: Stable Audio Open, https://arxiv.org/abs/2407.14358, section 2.1; the snake activation is
-BigVGAN's, https://arxiv.org/abs/2206.04658. Convolutions keep the checkpoint's weight
-normalisation (gain ``weight_g``, direction ``weight_v``) and multiply it out in each call: once
-per request, in float32, which costs less than one convolution.
+Source: Stable Audio Open, https://arxiv.org/abs/2407.14358, section 2.1; the snake activation is BigVGAN's,
+https://arxiv.org/abs/2206.04658. Convolutions keep the checkpoint's weight normalisation (gain ``weight_g``,
+direction ``weight_v``) and compute the effective weight in each call, in float32. With one decoding per
+request, this costs less than one convolution.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DILATIONS = (1, 3, 9)
 
 @dataclass(frozen=True)
 class OobleckConfig:
-    """The audio VAE of Stable Audio ("oobleck")."""
+    """Configuration of the audio VAE."""
 
     audio_channels: int = 2
     channels: int = 128  # width at the audio rate
@@ -44,10 +44,10 @@ class OobleckConfig:
 
 
 def decoder_context(config: OobleckConfig) -> int:
-    """Latent frames on each side that a decoded sample can depend on.
+    """Returns the number of latent frames on each side on which a decoded sample can depend.
 
-    3 of the first convolution; per block one position of the transposed convolution, at the rate
-    before it, and 39 of the residual units, at the rate after it; 3 of the last convolution.
+    The first and the last convolution reach 3 positions. In each block, the transposed convolution reaches
+    one position at the rate before it, and the residual units reach 39 at the rate after it.
     """
     reach, rate = 3.0, 1  # positions per latent frame
     for stride in reversed(config.strides):
@@ -98,7 +98,7 @@ class WeightNormConv(nn.Module):
         return out_channels, in_channels, kernel_size
 
     def weight(self) -> Tensor:
-        """The effective weight, in the number format of the parameters."""
+        """Returns the effective weight, in the dtype of the parameters."""
         weight: Tensor = torch._weight_norm(self.weight_v.float(), self.weight_g.float(), 0)
         return weight.to(self.weight_v.dtype)
 
@@ -107,7 +107,7 @@ class WeightNormConv(nn.Module):
 
 
 class WeightNormConvTranspose(WeightNormConv):
-    """The upsampling counterpart; the gain belongs to input channels, as in the checkpoint."""
+    """Transposed convolution, for upsampling; the gain is per input channel, as in the checkpoint."""
 
     @staticmethod
     def weight_shape(in_channels: int, out_channels: int, kernel_size: int) -> tuple[int, int, int]:
@@ -118,7 +118,7 @@ class WeightNormConvTranspose(WeightNormConv):
 
 
 class ResidualUnit(nn.Module):
-    """Two activated convolutions around a skip; the dilated one sees ``6 * dilation + 1`` samples."""
+    """Two activated convolutions with a skip; the dilated one covers ``6 * dilation + 1`` samples."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class ResidualUnit(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Residual units, then down by ``stride``."""
+    """Residual units, then downsampling by ``stride``."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Up by ``stride``, then residual units."""
+    """Upsampling by ``stride``, then residual units."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -210,24 +210,24 @@ class AudioVAE(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale, each ``(B, C, A / hop)``, of ``audio (B, 2, A)``, A a multiple of the hop."""
+        """Audio ``(B, 2, A)``, A a multiple of the hop, to mean and raw scale, each ``(B, C, A / hop)``."""
         mean, scale = self.encoder(audio).chunk(2, dim=1)
         return mean, scale
 
     @staticmethod
     def sample(mean: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents drawn with ``noise`` and their KL divergence from a standard normal (a scalar)."""
+        """Returns sampled latents and their KL divergence from a standard normal (a scalar)."""
         deviation = F.softplus(scale) + 1e-4
         variance = deviation.square()
         divergence = (mean.square() + variance - variance.log() - 1).sum(dim=1).mean()
         return noise * deviation + mean, divergence
 
     def decode(self, latents: Tensor, window: int = 256) -> Tensor:
-        """Audio ``(B, 2, hop * T)`` of ``latents (B, C, T)``.
+        """Latents ``(B, C, T)`` to audio ``(B, 2, hop * T)``.
 
-        More than ``window`` latents (12 s of the published model) are decoded in pieces with enough
-        context on both sides that every sample is the one of a single pass, while memory stays that
-        of one window.
+        More than ``window`` latent frames (12 s of the published model) are decoded in windows, with enough
+        context on both sides that every sample equals that of a single pass. Memory is limited to that of one
+        window.
         """
         length, hop, context = latents.shape[-1], self.config.hop, decoder_context(self.config)
         latents = latents.to(next(self.decoder.parameters()).dtype)

@@ -1,8 +1,8 @@
-"""The audio VAE of the tiny preset: spectrograms as pictures, two-dimensional convolutions.
+"""The audio VAE of the tiny preset: two-dimensional convolutions on spectrograms.
 
-It stands behind the interface of the published VAE. That one learns waveforms, phases included, which
-takes far more training than a laptop gives; this one learns levels, and `spectrum.synthesise` finds
-phases that fit them.
+It has the interface of the published VAE. The published VAE learns waveforms with their phases, which takes
+far more training than a laptop allows. This one learns magnitudes, and `spectrum.synthesise` finds matching
+phases.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .spectrum import analyse, from_picture, synthesise, to_picture
 
 @dataclass(frozen=True)
 class SpectrogramVAEConfig:
-    """The audio VAE of the tiny preset, which sees spectrograms as pictures."""
+    """Configuration of the tiny preset's audio VAE."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 96, 96)  # each step halves the frequencies
+    channels: tuple[int, ...] = (16, 32, 64, 96, 96)  # each step halves the number of frequencies
     time_halvings: int = 2
     latent_dim: int = 32
     sample_rate: int = 16_000  # Hz
-    spectrum: int = 512  # samples of one spectrum; one begins every quarter of it
+    spectrum: int = 512  # samples of one spectrum; the hop is a quarter of it
 
     @property
     def places(self) -> int:
-        """Frequencies that are left between encoder and decoder."""
+        """Frequencies that remain between encoder and decoder."""
         return self.spectrum // 2 >> len(self.channels)
 
     @property
@@ -39,7 +39,7 @@ class SpectrogramVAEConfig:
 
 
 class ResidualBlock(nn.Module):
-    """Two activated 3x3 convolutions around a skip."""
+    """Two activated 3x3 convolutions with a skip."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class ResidualBlock(nn.Module):
 
 
 def time_steps(config: SpectrogramVAEConfig) -> list[int]:
-    """Stride in time of each step of the encoder: the second and the following halve it."""
+    """Returns the stride in time of each encoder step: 2 for ``time_halvings`` steps from the second."""
     return [2 if 0 < step <= config.time_halvings else 1 for step in range(len(config.channels))]
 
 
 class SpectrogramEncoder(nn.Module):
-    """Pictures ``(B, 2, F, N)`` to mean and raw scale of the latents, ``(B, 2C, T)``."""
+    """Spectrograms ``(B, 2, F, N)`` to mean and raw scale of the latents, ``(B, 2C, T)``."""
 
     def __init__(self, config: SpectrogramVAEConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class SpectrogramEncoder(nn.Module):
 
 
 class SpectrogramDecoder(nn.Module):
-    """Latents ``(B, C, T)`` to pictures ``(B, 2, F, N)``."""
+    """Latents ``(B, C, T)`` to spectrograms ``(B, 2, F, N)``."""
 
     def __init__(self, config: SpectrogramVAEConfig) -> None:
         super().__init__()
@@ -112,18 +112,18 @@ class SpectrogramVAE(AudioVAE):
         self.decoder = SpectrogramDecoder(config)
 
     def encode(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale, each ``(B, C, A / hop)``, of ``audio (B, 2, A)``, A a multiple of the hop."""
+        """Audio ``(B, 2, A)``, A a multiple of the hop, to mean and raw scale, each ``(B, C, A / hop)``."""
         return self.encode_frames(analyse(audio, self.spectrum))
 
     def encode_frames(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """`encode` of frames ``(B, 273, N)``."""
+        """Spectrogram frames ``(B, 273, N)`` to mean and raw scale, like `encode`."""
         mean, scale = self.encoder(to_picture(frames, self.spectrum)).chunk(2, dim=1)
         return mean, scale
 
     def decode_frames(self, latents: Tensor) -> Tensor:
-        """Frames ``(B, 273, N)`` of ``latents (B, C, T)``."""
+        """Latents ``(B, C, T)`` to spectrogram frames ``(B, 273, N)``."""
         return from_picture(self.decoder(latents), self.spectrum)
 
     def decode(self, latents: Tensor, window: int = 256) -> Tensor:
-        """Audio ``(B, 2, hop * T)`` float32 of ``latents (B, C, T)``, in one piece whatever ``window`` is."""
+        """Latents ``(B, C, T)`` to audio ``(B, 2, hop * T)`` float32; ``window`` has no effect."""
         return synthesise(self.decode_frames(latents.to(self.decoder.enter.weight.dtype)), self.spectrum)

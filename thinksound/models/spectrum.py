@@ -1,10 +1,9 @@
-"""Sound as frames of log magnitudes, and back: what the VAE of the tiny preset sees instead of samples.
+"""Spectrograms of stereo sound for the VAE of the tiny preset, and sound from spectrograms.
 
-A frame holds the level of every frequency, both channels together, and per band the side that it comes
-from. Phases are not kept: `synthesise` finds them (Griffin-Lim, doi 10.1109/TASSP.1984.1164317, with
-the momentum of doi 10.1109/WASPAA.2013.6701851). So a small network need not learn to keep an
-oscillation going over hundreds of samples; in exchange the waveform is another one than that of the
-original, and sounds that reach the two ears with different phases come out in phase.
+A spectrogram frame has the log magnitude of every frequency, common to both channels, and the panning of
+every band. Phases are not stored: `synthesise` finds them (Griffin-Lim, doi 10.1109/TASSP.1984.1164317, with
+the momentum of doi 10.1109/WASPAA.2013.6701851). So a small network need not learn oscillations over hundreds
+of samples. In return, the waveform differs from the original, and both channels get the same phases.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FLOOR = 1e-4  # added to magnitudes, of which a full-scale tone has 0.5
-SIDE_BANDS = 16
+FLOOR = 1e-4  # added to magnitudes; a full-scale tone has a magnitude of 0.5
+SIDE_BANDS = 16  # bands with a panning
 ITERATIONS = 24
 MOMENTUM = 0.9
 
 
 def frame_channels(size: int) -> int:
-    """Channels of a frame for spectra of ``size`` samples."""
+    """Returns the channels of a spectrogram frame for spectra of ``size`` samples."""
     return size // 2 + 1 + SIDE_BANDS
 
 
 def analyse(audio: Tensor, size: int) -> Tensor:
-    """Frames ``(B, size / 2 + 17, N)`` of stereo ``audio (B, 2, A)``, one every ``size / 4`` samples.
+    """Stereo ``audio (B, 2, A)`` to frames ``(B, size / 2 + 17, N)``, one per ``size / 4`` samples.
 
-    Levels run from -1 (silence) to 1 (full scale), sides from -1 (left) to 1 (right).
+    Levels run from -1 (silence) to 1 (full scale), panning from -1 (left) to 1 (right).
     """
     spectra = _stft(audio.float(), size)[..., :-1]  # (B, 2, F, N)
     power = spectra.abs().square()
@@ -40,9 +39,9 @@ def analyse(audio: Tensor, size: int) -> Tensor:
 
 
 def synthesise(frames: Tensor, size: int) -> Tensor:
-    """Stereo ``(B, 2, A)`` float32 whose spectra have the levels and sides of ``frames``.
+    """Spectrogram frames to stereo ``(B, 2, A)`` float32 with their levels and panning.
 
-    The phases start from noise of a fixed seed: equal frames give equal sound.
+    Phases start from random values with a fixed seed, so equal frames give equal sound.
     """
     level, side = frames.float().split([size // 2 + 1, SIDE_BANDS], dim=1)
     magnitude = (10 ** (2 * (level.clamp(-1, 1) - 1)) - FLOOR).clamp_min(0)  # (B, F, N)
@@ -67,7 +66,7 @@ def _window(size: int, device: torch.device) -> Tensor:
 
 
 def _stft(audio: Tensor, size: int) -> Tensor:
-    """``(B, C, A)`` to ``(B, C, F, A / hop + 1)``, a full-scale tone has magnitude 0.5."""
+    """``(B, C, A)`` to ``(B, C, F, A / hop + 1)``; a full-scale tone has a magnitude of 0.5."""
     window = _window(size, audio.device)
     spectra = torch.stft(
         audio.flatten(0, 1),
@@ -88,32 +87,32 @@ def _istft(spectra: Tensor, size: int) -> Tensor:
 
 
 def _edges(bins: int) -> list[int]:
-    """Where the side bands begin and end: linear below, then logarithmic."""
+    """Returns the edges of the panning bands, in bins: from 0 to 6, then logarithmically spaced."""
     edges = torch.logspace(0.8, torch.log10(torch.tensor(float(bins))).item(), SIDE_BANDS).round().int()
     return [0, *edges.tolist()]
 
 
 def _bands(power: Tensor) -> Tensor:
-    """Sums over the side bands: ``(B, 2, F, N)`` to ``(B, 2, 16, N)``."""
+    """Sums over the panning bands: ``(B, 2, F, N)`` to ``(B, 2, 16, N)``."""
     edges = _edges(power.shape[2])
     parts = [power[:, :, a:b].sum(dim=2) for a, b in pairwise(edges)]
     return torch.stack(parts, dim=2)
 
 
 def _from_bands(side: Tensor, size: int) -> Tensor:
-    """Each band's value at all of its frequencies: ``(B, 16, N)`` to ``(B, F, N)``."""
+    """Repeats each band's value at all its frequencies: ``(B, 16, N)`` to ``(B, F, N)``."""
     edges = torch.tensor(_edges(size // 2 + 1), device=side.device)
     return side.repeat_interleave(edges.diff(), dim=1)
 
 
 def to_picture(frames: Tensor, size: int) -> Tensor:
-    """Frames ``(B, size / 2 + 17, N)`` as pictures of level and side, ``(B, 2, size / 2, N)``."""
+    """Frames ``(B, size / 2 + 17, N)`` to images of level and panning, ``(B, 2, size / 2, N)``."""
     level, side = frames.split([size // 2 + 1, SIDE_BANDS], dim=1)
     return torch.stack([level, _from_bands(side, size)], dim=1)[:, :, :-1]
 
 
 def from_picture(picture: Tensor, size: int) -> Tensor:
-    """The inverse of `to_picture`: the highest frequency is that below it, a band's side its mean."""
+    """Inverts `to_picture`: repeats the highest frequency, and averages the panning of each band."""
     whole = torch.cat([picture, picture[:, :, -1:]], dim=2)
     edges = _edges(size // 2 + 1)
     sides = [whole[:, 1, a:b].mean(dim=1) for a, b in pairwise(edges)]

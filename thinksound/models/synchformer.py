@@ -1,4 +1,4 @@
-"""The visual tower of Synchformer: 0.64 s of video to 8 features that know when things happen.
+"""The visual tower of Synchformer: 0.64 s of video to 8 features that represent the time of events.
 
 Source: Synchformer, https://arxiv.org/abs/2401.16423, section 3; its backbone is MotionFormer
 (https://arxiv.org/abs/2106.05392) with divided space-time attention
@@ -20,7 +20,7 @@ from .attention import attend
 
 @dataclass(frozen=True)
 class SynchformerConfig:
-    """The visual tower of Synchformer (divided space-time attention)."""
+    """Configuration of Synchformer's visual tower."""
 
     embed_dim: int = 768
     depth: int = 12
@@ -37,7 +37,7 @@ class SynchformerConfig:
 
     @property
     def patches(self) -> int:
-        """Patches of one picture."""
+        """Patches of one frame."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -53,12 +53,12 @@ SYNC_FEATURES_PER_SEGMENT = 8  # one feature for every two frames
 
 
 def sync_segment_count(frames: int) -> int:
-    """Overlapping segments of 16 frames that fit into ``frames``."""
+    """Returns how many overlapping segments of 16 frames fit into ``frames``."""
     return (frames - SYNC_SEGMENT) // SYNC_STRIDE + 1
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm computed in float32, returned in the weights' number format."""
+    """Layer norm computed in float32, returned in the dtype of the weights."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-6)
@@ -76,7 +76,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 class DividedAttention(nn.Module):
-    """Attention within groups of patches plus the class token, which itself sees every patch."""
+    """Attention within groups of patches and the class token; the class token attends to every patch."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -85,10 +85,10 @@ class DividedAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, groups: str, **sizes: int) -> Tensor:
-        """``x (B, 1 + f*n, D)``, class token first; ``groups`` names the grouping as an einops pattern.
+        """Attention over ``x (B, 1 + f*n, D)``, class token first; ``groups`` is an einops pattern.
 
-        Tokens are ordered by time f, then place n. ``"(b n) f"`` attends along time,
-        ``"(b f) n"`` within one picture.
+        Tokens are ordered by time f, then place n. ``"(b n) f"`` attends along time, ``"(b f) n"`` within one
+        frame.
         """
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         class_out = self.attend(q[:, :1], k, v)
@@ -121,7 +121,7 @@ class MLP(nn.Module):
 
 
 class DividedBlock(nn.Module):
-    """Attention along time, attention within each picture, feed-forward."""
+    """Attention along time, attention within each frame, feed-forward."""
 
     def __init__(self, config: SynchformerConfig) -> None:
         super().__init__()
@@ -140,9 +140,9 @@ class DividedBlock(nn.Module):
 
 
 class ClassTokenPooling(nn.Module):
-    """One pre-norm transformer layer whose class token gathers a set of patches, as those of one picture.
+    """A pre-norm transformer layer whose class token pools a set of patches, such as those of one frame.
 
-    Only the class token leaves, so only its query and its feed-forward are computed.
+    Only the class token is returned, so only its query and its feed-forward are computed.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int) -> None:
@@ -172,7 +172,7 @@ class ClassTokenPooling(nn.Module):
 
 
 class PatchEmbedding2d(nn.Module):
-    """In the checkpoint, but no part of the computation: videos are cut into 3-D patches."""
+    """In the checkpoint but not used: videos are cut into 3-D patches."""
 
     def __init__(self, config: SynchformerConfig) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class PatchEmbedding3d(nn.Module):
 
 
 class VisualTower(nn.Module):
-    """MotionFormer with per-picture pooling: segments ``(B, F, 3, H, W)`` to features ``(B, f, D)``."""
+    """MotionFormer with pooling at each time: segments ``(B, F, 3, H, W)`` to features ``(B, f, D)``."""
 
     def __init__(self, config: SynchformerConfig) -> None:
         super().__init__()
@@ -212,16 +212,16 @@ class VisualTower(nn.Module):
         return self.encode(patches.unflatten(0, (-1, self.config.time_steps)))
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Patch tokens ``(P / 2, n, D)``, float32, of pictures ``(P, 3, H, W)``: one set per two pictures.
+        """Frames ``(P, 3, H, W)`` to patch tokens ``(P / 2, n, D)`` float32: one set per two frames.
 
-        They know neither their time nor their place yet, so overlapping segments can share them.
+        They have no position embeddings yet, so overlapping segments can share them.
         """
         pairs = pixels.unflatten(0, (-1, self.config.patch_frames)).transpose(1, 2)  # (P / 2, 3, 2, H, W)
         tokens: Tensor = self.patch_embed_3d(pairs.to(self.patch_embed_3d.proj.weight.dtype))
         return tokens.float()
 
     def encode(self, patches: Tensor) -> Tensor:
-        """Features ``(B, f, D)`` of the patch tokens ``(B, f, n, D)`` of segments."""
+        """Patch tokens of segments ``(B, f, n, D)`` to features ``(B, f, D)``."""
         patches = patches.flatten(1, 2)  # (B, f*n, D)
         place = self.pos_embed[:, 1:].repeat(1, self.config.time_steps, 1)
         time = self.temp_embed.repeat_interleave(self.config.patches, dim=1)
@@ -235,12 +235,12 @@ class VisualTower(nn.Module):
 
 
 class Synchformer(nn.Module):
-    """The part of Synchformer that generation uses; `synchformer_offset` has the whole."""
+    """The part of Synchformer that generation uses; `synchformer_offset` has all of it."""
 
     def __init__(self, config: SynchformerConfig) -> None:
         super().__init__()
         self.vfeat_extractor = VisualTower(config)
 
     def forward(self, segments: Tensor) -> Tensor:
-        """Features ``(B, 8, D)`` of segments ``(B, 16, 3, 224, 224)``, pixels in -1..1."""
+        """Segments ``(B, 16, 3, 224, 224)``, pixels in -1..1, to features ``(B, 8, D)``."""
         return self.vfeat_extractor(segments)

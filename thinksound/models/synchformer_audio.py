@@ -1,7 +1,7 @@
 """The audio tower of Synchformer: the spectrogram of 0.64 s of sound to 6 features.
 
 Synchformer, https://arxiv.org/abs/2401.16423, section 3; its backbone is the Audio Spectrogram Transformer
-(https://arxiv.org/abs/2104.01778). Used by the evaluation alone.
+(https://arxiv.org/abs/2104.01778). Only the evaluation uses it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EPS = 1e-12  # of the layer norms
 
 @dataclass(frozen=True)
 class OffsetConfig:
-    """All of Synchformer: two towers of one size, and the head that hears how late the sound is."""
+    """Configuration of all of Synchformer: two towers of one size, and the offset head."""
 
     towers: SynchformerConfig = field(default_factory=SynchformerConfig)
     mel_bins: int = 128
@@ -29,22 +29,22 @@ class OffsetConfig:
     audio_patch_stride: int = 10
     head_depth: int = 3
     head_heads: int = 8
-    segments: int = 14  # that are compared at once
-    offsets: int = 21  # classes, evenly spread over -2 to 2 s
+    segments: int = 14  # compared at once
+    offsets: int = 21  # classes, evenly spaced from -2 to 2 s
 
     @property
     def bands(self) -> int:
-        """Patches of a spectrogram one above the other."""
+        """Patches of a spectrogram along frequency."""
         return (self.mel_bins - self.audio_patch_size) // self.audio_patch_stride + 1
 
     @property
     def moments(self) -> int:
-        """Patches of a spectrogram side by side: features per segment."""
+        """Patches of a spectrogram along time, and so features per segment."""
         return (self.mel_frames - self.audio_patch_size) // self.audio_patch_stride + 1
 
 
 class Dense(nn.Module):
-    """A linear layer under its published name."""
+    """A linear layer with its published name."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Dense(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every token attends to every token; no projection of the result."""
+    """Self-attention without an output projection."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
 
 
 class ProjectedAttention(nn.Module):
-    """Self-attention and its projection."""
+    """Self-attention with an output projection."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class SpectrogramPatches(nn.Module):
 
 
 class SpectrogramEmbedding(nn.Module):
-    """Patches behind two class tokens, each with its learned position."""
+    """Two class tokens and the patches, with learned position embeddings."""
 
     def __init__(self, config: OffsetConfig) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class SpectrogramEmbedding(nn.Module):
 
 
 class SpectrogramEncoder(nn.Module):
-    """The stack of layers under its published name."""
+    """The stack of layers with its published name."""
 
     def __init__(self, config: OffsetConfig) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class SpectrogramTransformer(nn.Module):
 
 
 class AudioTower(nn.Module):
-    """Spectrograms of segments ``(B, F, M)`` to features ``(B, m, D)``, each moment's bands pooled."""
+    """Spectrograms of segments ``(B, F, M)`` to features ``(B, m, D)``, pooled over frequency."""
 
     def __init__(self, config: OffsetConfig) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""All of Synchformer: both towers, and the head that tells from their features how late the sound is.
+"""All of Synchformer: both towers, and the head that classifies the offset of the sound from their features.
 
-Synchformer, https://arxiv.org/abs/2401.16423, section 3. Used by the evaluation alone.
+Synchformer, https://arxiv.org/abs/2401.16423, section 3. Only the evaluation uses it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .synchformer_audio import AudioTower, OffsetConfig
 
 
 class HeadAttention(nn.Module):
-    """Every token attends to every token."""
+    """Self-attention with an output projection."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class HeadBlock(nn.Module):
 
 
 class Positions(nn.Module):
-    """One learned vector for each place in the sequence."""
+    """Learned position embeddings."""
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Positions(nn.Module):
 
 
 class OffsetHead(nn.Module):
-    """Both sequences behind a token each; the first token answers."""
+    """A transformer over both sequences, each after a special token; the first token gives the logits."""
 
     def __init__(self, config: OffsetConfig) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class OffsetHead(nn.Module):
         self.off_head = nn.Linear(dim, config.offsets)
 
     def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
-        """Logits ``(B, offsets)`` of features ``visual (B, Nv, D)`` and ``audio (B, Na, D)``."""
+        """Features ``visual (B, Nv, D)`` and ``audio (B, Na, D)`` to logits ``(B, offsets)``."""
         count = len(visual)
         first, second = self.OFF_tok.expand(count, -1, -1), self.MOD_tok.expand(count, -1, -1)
         x = torch.cat([first, self.vis_in_lnorm(visual), second, self.aud_in_lnorm(audio)], dim=1)
@@ -81,7 +81,7 @@ class OffsetHead(nn.Module):
 
 
 class SynchformerOffset(nn.Module):
-    """The towers are called on their own; the network itself compares their features."""
+    """Both towers and the head; `forward` runs only the head, on features from the towers."""
 
     def __init__(self, config: OffsetConfig) -> None:
         super().__init__()
@@ -94,10 +94,11 @@ class SynchformerOffset(nn.Module):
         self.transformer = OffsetHead(config)
 
     def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
-        """Logits ``(B, 21)`` of the offsets.
+        """Returns logits ``(B, 21)`` of the offsets.
 
-        visual: ``(B, 14, 8, D)`` from ``vfeat_extractor``; audio: ``(B, 14, 6, D)`` from
-            ``afeat_extractor``, of the same segments.
+        Args:
+            visual: ``(B, 14, 8, D)`` from ``vfeat_extractor``.
+            audio: ``(B, 14, 6, D)`` from ``afeat_extractor``, of the same segments.
         """
         assert visual.shape[1] == audio.shape[1] == self.config.segments, (visual.shape, audio.shape)
         return self.transformer(self.vproj(visual.flatten(1, 2)), self.aproj(audio.flatten(1, 2)))

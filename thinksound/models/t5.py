@@ -1,12 +1,12 @@
 """The encoder of T5 version 1.1 (arXiv 1910.10683): relative positions, RMS norms, gated GELU, no biases.
 
-Attribute names are those of checkpoints in the layout of Hugging Face. Attention is written out rather than
-fused: with the fused kernel the result differs from the published extractor's by 9e-6 at a tiny size and by
-6e-4 at full size. Scores are not scaled; the published weights make up for it.
+Attribute names are those of checkpoints in the layout of Hugging Face. Attention is written out: with the
+fused kernel, results differ from the published extractor's by 9e-6 at a tiny size and by 6e-4 at full size.
+Attention scores are not divided by the square root of the head width; the published weights were trained so.
 
-The residual stream of a trained T5 leaves the range of float16, so the projection that feeds it always
-computes in float32 and the stream stays there: any parameter dtype is safe, and float32 parameters give the
-plain result, which equals that of ``T5EncoderModel`` of the transformers library bit for bit
+The residual stream of a trained T5 exceeds the range of float16. So the output projection of each MLP
+computes in float32, and the stream stays in float32: any parameter dtype is safe. With float32 parameters the
+result equals that of the transformers library's ``T5EncoderModel`` bit for bit
 (`tests/models/test_text_networks.py`).
 """
 
@@ -24,7 +24,7 @@ from .embeddings import empty_table
 
 @dataclass(frozen=True)
 class T5Config:
-    """Sizes of the encoder."""
+    """Configuration of the encoder."""
 
     vocabulary: int
     width: int
@@ -33,9 +33,9 @@ class T5Config:
     depth: int
     num_heads: int
     position_buckets: int = 32
-    furthest_position: int = 128  # tokens further apart than that share a bucket
+    furthest_position: int = 128  # tokens; larger distances share a bucket
     norm_eps: float = 1e-6
-    dropout: float = 0.1  # in training
+    dropout: float = 0.1  # in training only
 
     def __post_init__(self) -> None:
         if self.depth < 1:
@@ -48,19 +48,19 @@ class T5Config:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU approximated by a hyperbolic tangent, in the order of operations that T5 was trained with."""
+    """GELU approximated by tanh, in the order of operations of the published T5."""
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
 class WideLinear(nn.Linear):
-    """A linear layer that computes and answers in float32 whatever its weight is stored in."""
+    """A linear layer that computes and returns float32, whatever the dtype of its weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input.float(), self.weight.float())
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square in float32; answers in the dtype of its weight where that is narrow."""
+    """RMS norm computed in float32; returned in the weight's dtype if that is float16 or bfloat16."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -75,10 +75,10 @@ class RMSNorm(nn.Module):
 
 
 def position_buckets(length: int, config: T5Config, device: torch.device) -> Tensor:
-    """Which row of the table of relative positions belongs to each pair of query and key: ``(N, N)``.
+    """Returns the row in the table of relative positions for each query and key, ``(N, N)``.
 
-    Half of the buckets are for keys after the query. Of each half, one half counts single tokens, and the
-    other is logarithmic up to the furthest position.
+    Half of the buckets are for keys after the query. In each half, the first half of the buckets are for
+    exact distances, and the rest are logarithmically spaced up to the furthest position.
     """
     positions = torch.arange(length, device=device)
     offset = positions[None] - positions[:, None]  # key minus query
@@ -155,7 +155,7 @@ class T5Block(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         x = self.layer[0](x, positions, mask)
-        if x.dtype == torch.float16:  # before the stream is float32
+        if x.dtype == torch.float16:  # only before the first MLP; after it the stream is float32
             largest = torch.finfo(x.dtype).max
             bound = torch.where(x.isinf().any(), largest - 1000, largest)
             x = x.clamp(-bound, bound)
@@ -192,7 +192,7 @@ class T5Encoder(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.config = config
-        # One module under both of its checkpoint names, so that filling and moving cannot split them.
+        # One module with both of its checkpoint names, so that loading and moving cannot separate them.
         self.shared = empty_table(config.vocabulary, config.width)
         self.encoder = T5Stack(config, self.shared)
 
@@ -201,5 +201,5 @@ class T5Encoder(nn.Module):
         return self.shared.weight.device
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``mask (B, N)`` is 0 for padding, which no token looks at."""
+        """``mask (B, N)`` is 0 for padding, to which no token attends."""
         return self.encoder(ids, mask)
