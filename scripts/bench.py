@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import av
 import torch
@@ -23,15 +22,13 @@ from torch import nn
 
 import thinksound
 from thinksound.checkpoints.load import network_of
-from thinksound.checkpoints.registry import bundled_dir, weight_file
 from thinksound.commands.arguments import as_typed, number, whole
-from thinksound.encoders import metaclip, t5
-from thinksound.families.find import family_of
+from thinksound.families.find import family_of, published_network
 from thinksound.families.flow import FlowModel
-from thinksound.families.protocol import TRANSFORMER, Family
+from thinksound.families.protocol import TRANSFORMER
 from thinksound.media.mux import mux
 from thinksound.pipeline import Pipeline
-from thinksound.presets import PRESETS, TINY, Preset, get_preset
+from thinksound.presets import PRESETS, Preset, get_preset
 from thinksound.request import Options
 from thinksound.runtime.placement import Placement, detect_machine, make_plan
 from thinksound.runtime.precision import DTYPES
@@ -174,7 +171,7 @@ def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> P
         network.to(where).train(False)
 
     family, placement = family_of(preset), Placement(plan)
-    built = {name: build_network(family, name) for name in preset.networks}
+    built = {name: published_network(family, name) for name in preset.networks}
     for name, network in built.items():
         module = family.placed(name, network)
         fill(module, name)
@@ -184,28 +181,6 @@ def random_pipeline(preset: Preset, device: str, dtype: str, offload: bool) -> P
                 if tensor is not None and tensor.is_meta:
                     part._buffers[key] = torch.ones_like(tensor, device="cpu")
     return Pipeline(preset, family.assemble(built), placement)
-
-
-def build_network(family: Family, name: str) -> Any:
-    """A network of the published size on ``meta``.
-
-    MetaCLIP and T5 get the tokenizers of the tiny preset, whose token ids all vocabularies have.
-    """
-    file = weight_file(family.preset.weights[name])
-    if not file.is_folder or family.preset is TINY:
-        return family.build(name, bundled_dir() / file.path)
-    folder = bundled_dir() / TINY.name
-    if file.key == "dfn5b":
-        from thinksound.encoders import dfn5b  # imports open_clip
-
-        return dfn5b.DFN5B(dfn5b.build_network(dict(dfn5b.PUBLISHED_CONFIG)), dfn5b.Tokenizer())
-    if name == "t5":
-        text = t5.build_t5(folder / "t5")
-        text.model = t5.build_network(t5.PUBLISHED_CONFIG)
-        return text
-    clip = metaclip.build_metaclip(folder / "metaclip")
-    clip.model = metaclip.build_network(metaclip.PUBLISHED_CONFIG)
-    return clip
 
 
 def render(folder: Path, arguments: argparse.Namespace) -> Path:

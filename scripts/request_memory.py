@@ -1,7 +1,7 @@
 """GPU memory of a request, computed without a GPU: python scripts/request_memory.py --preset P --duration S
 
-Every stage runs on fake tensors, which have sizes and no values, in the dtypes that a GPU gets. The tensors that
-are alive at the same time are added up; what an allocator or a kernel takes besides is not counted.
+Every stage runs on fake tensors, which have sizes and no values, in the dtypes that a GPU gets. The tensors
+that are alive at the same time are added up; what an allocator or a kernel takes besides is not counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import weakref
 from typing import Any
 
 import torch
-from bench import build_network
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from thinksound.checkpoints.load import network_of
 from thinksound.commands.arguments import number
-from thinksound.families.find import family_of
+from thinksound.families.find import family_of, published_network
 from thinksound.families.flow import FlowModel
 from thinksound.presets import PRESETS, TINY, get_preset
 from thinksound.runtime.placement import GPU, Machine, make_plan
@@ -80,7 +79,7 @@ def main() -> None:
     preset = get_preset(arguments.preset)
     family, seconds = family_of(preset), arguments.duration
     plan = make_plan(Machine((_GPU,)), preset.networks, dtype=arguments.dtype)
-    built = {name: build_network(family, name) for name in preset.networks}
+    built = {name: published_network(family, name) for name in preset.networks}
     with FakeTensorMode(allow_non_fake_inputs=True):
         for name, network in built.items():
             allocate(network_of(network), getattr(torch, plan.dtypes[name]))
