@@ -1,1 +1,1 @@
-"""Clips for training and evaluation: read, encoded once, and kept on disk."""
+"""Clips for training and evaluation: read, encoded once, and stored on disk."""

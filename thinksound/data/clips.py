@@ -1,4 +1,4 @@
-"""What a training clip is, and what clips are made of."""
+"""Training clips, and the sources that they are read from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .shards import Layout
 
 @dataclass(frozen=True)
 class Clip:
-    """What one training clip looks, sounds and reads like."""
+    """One training clip: its frames, sound and texts."""
 
     name: str
     frames: Mapping[str, Tensor]  # uint8 (N, H, W, 3) by the names of the family's views; none without video
@@ -26,23 +26,23 @@ class Clip:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A source, or a part of one, that gives no clip."""
+    """A source, or a part of one, that gives no clip, and why."""
 
     name: str
     reason: str
 
 
 class Source(Protocol):
-    """Something that clips are made of."""
+    """Something that clips are read from."""
 
     @property
     def name(self) -> str: ...
 
     def identity(self) -> str:
-        """What the clips depend on: where it is the same, they need not be made again."""
+        """A string of everything the clips depend on; while it is the same, encoded clips stay valid."""
 
     def read(self, layout: Layout) -> Iterator[Clip | Skipped]:
-        """The clips, each as long as the layout says.
+        """Yield the clips, each of the layout's length, and the parts that were skipped.
 
         Raises:
             ThinkSoundError: the source gives none.

@@ -1,7 +1,7 @@
-"""Encode clips once, so that a training step costs the transformer alone.
+"""Encode training clips once, so that a training step only runs the transformer.
 
-Sources are taken in groups of one shard; a shard depends on its own group alone. So an interrupted run
-goes on where it was, with the result of one that was not, and several processes can share a folder.
+Sources are split into groups, one per shard, and a shard depends only on its own group. An interrupted run
+therefore resumes with the result of an uninterrupted one, and several processes can share a folder.
 """
 
 from __future__ import annotations
@@ -44,14 +44,12 @@ SKIPPED = "skipped.csv"
 SHARD_SIZE = 128  # sources
 MIN_CLIP_S, MAX_CLIP_S = 1.0, 60.0
 _GROUP = 8  # clips that are encoded together
-_VAE_SAMPLES = (
-    2**20
-)  # of sound in one call of the VAE's encoder: two published clips, or a group of tiny ones
+_VAE_SAMPLES = 2**20  # in one call of the VAE's encoder: two published clips, or a group of tiny ones
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run of `prepare_clips` found in its folder at the end."""
+    """What the folder holds after a run of `prepare_clips`."""
 
     clips: int
     skipped: tuple[Skipped, ...]
@@ -76,20 +74,21 @@ def prepare_clips(
 ) -> Prepared:
     """Encode the clips of ``sources`` into a folder for `shards.PreparedClips`.
 
-    Shards that are there already, made from the same sources, are kept.
+    Existing shards that were made from the same sources are kept.
 
     Args:
-        pipeline: whose encoders are used.
+        pipeline: provides the encoders.
         sources: in the order of the clips.
-        folder: made if missing.
-        duration_s: of every clip; None is what the family was trained on.
-        shard_size: sources of one shard.
-        part: (I, N) makes the I-th of N parts; when all are made, the folder is complete.
-        workers: threads that read ahead; None is 1 where a CPU encodes, else up to 8.
-        progress: called as ``progress("clips", done, total)``.
+        folder: created if missing.
+        duration_s: length of every clip in seconds, 1 to 60; None takes that of the family's training.
+        shard_size: sources per shard.
+        part: (I, N) encodes the I-th of N parts, counted from 1; the folder is complete when all are done.
+        workers: threads that read sources ahead; None takes 1 if a CPU encodes, else up to 8.
+        progress: called as ``progress("clips", done, total)`` with numbers of sources.
 
     Raises:
-        InputError: the folder holds clips of other networks or of another length; nothing was usable.
+        InputError: the length is out of range, there are no sources or none is usable, or the folder holds
+            clips of other networks or of another length.
         OutputError: the folder cannot be written.
         PlacementError: out of memory.
     """
@@ -121,7 +120,7 @@ def prepare_clips(
 
 
 class _Work:
-    """One folder to be filled."""
+    """Fills one folder with shards."""
 
     def __init__(
         self, pipeline: Pipeline, layout: Layout, groups: Sequence[Sequence[Source]], folder: Path
@@ -134,15 +133,15 @@ class _Work:
         self._sources = [hash_of(source.identity() for source in group) for group in groups]
 
     def missing(self) -> list[int]:
-        """The shards that are to be made.
+        """The numbers of the shards that have to be made.
 
         Raises:
-            InputError: one that is there was made otherwise.
+            InputError: an existing shard has another layout or was encoded by other weights.
         """
         return [number for number in range(len(self._groups)) if self._header(number) is None]
 
     def make(self, numbers: Sequence[int], workers: int, report: Callable[[int], None]) -> None:
-        """Make these shards; ``report`` is called with the sources done."""
+        """Make these shards; ``report`` is called with the number of sources done."""
         wanted = [source for number in numbers for source in self._groups[number]]
         with _read_ahead(wanted, self._layout, workers) as readings:
             counted = _counted(readings, report)
@@ -176,7 +175,11 @@ class _Work:
         write_shard(self._folder, number, header, together)
 
     def finish(self) -> Prepared:
-        """Write the list of what was skipped and, when every shard is there, the index."""
+        """Write the list of what was skipped and, if every shard exists, the index.
+
+        Raises:
+            InputError: every shard exists and none holds a clip.
+        """
         headers = [self._header(number) for number in range(len(self._groups))]
         there = [header for header in headers if header is not None]
         skipped = tuple(Skipped(name, reason) for header in there for name, reason in header.skipped)
@@ -198,7 +201,7 @@ class _Work:
         return Prepared(clips, skipped, len(there), len(headers))
 
     def _header(self, number: int) -> ShardHeader | None:
-        """The header of a shard that is up to date; None where it has to be made."""
+        """The header of a shard that is up to date; None if the shard has to be made."""
         path = shard_path(self._folder, number)
         header = read_header(path)
         if header is None:
@@ -217,7 +220,7 @@ class _Work:
 
 
 def fingerprint(pipeline: Pipeline) -> str:
-    """What tells the encoders of two pipelines apart: the first values of each of their tensors."""
+    """Hash of the encoders: name, dtype, shape and first 8 values of every tensor."""
     model = pipeline.model
     networks = (*(model.networks[name] for name in model.encoders), model.sound_encoder)
     digest = hashlib.sha256()
@@ -232,7 +235,7 @@ def fingerprint(pipeline: Pipeline) -> str:
 def _read_ahead(
     sources: Sequence[Source], layout: Layout, workers: int
 ) -> Iterator[Iterator[list[Clip | Skipped]]]:
-    """What each source gives, in order; a few are read by threads before they are asked for."""
+    """Iterate over what each source gives, in order; threads read up to ``workers`` sources ahead."""
 
     def results() -> Iterator[list[Clip | Skipped]]:
         pending: deque[Future[list[Clip | Skipped]]] = deque()
@@ -266,7 +269,7 @@ def _read(source: Source, layout: Layout) -> list[Clip | Skipped]:
 
 
 def _usable(readings: Iterator[list[Clip | Skipped]], skipped: list[Skipped]) -> Iterator[Clip]:
-    """The clips; the rest is appended to ``skipped``."""
+    """Yield the clips; append the rest to ``skipped``."""
     for reading in readings:
         for each in reading:
             if isinstance(each, Clip):
@@ -286,14 +289,14 @@ def _joined(batches: Sequence[Batch]) -> Batch:
 
 
 def _finite(batch: Batch) -> Tensor:
-    """Which clips hold finite values only, (B,) bool."""
+    """Mask (B,) bool of the clips whose values are all finite."""
     return torch.stack(
         [part.reshape(len(part), -1).isfinite().all(1) for part in batch.tensors.values()]
     ).all(0)
 
 
 class _Encoder:
-    """The encoders of a pipeline, for clips in groups: each network has its turn once per group."""
+    """Encodes groups of clips with a pipeline's encoders; each network runs once per group."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline

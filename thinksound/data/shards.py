@@ -1,10 +1,9 @@
 """Prepared clips on disk: everything that the transformer trains on, encoded once.
 
-A folder holds shards ``clips-00000.safetensors``, ... and, when all of them are there, ``index.json``.
-In a shard the clips' features are stacked, one tensor per kind, because all clips of a folder last
-equally long; they are float16, or bfloat16 where a value leaves the range of float16. Its header says
-what it was made from, so that an interrupted preparation can be taken up again. Reading maps the
-files: a batch costs the pages of its own clips.
+A folder holds shards ``clips-00000.safetensors``, ... and, once all of them exist, ``index.json``. All
+clips of a folder have the same length, so a shard stacks their features in one tensor per kind: float16,
+or bfloat16 where a value exceeds the range of float16. A shard's header says what it was made from, so
+that an interrupted preparation can resume. Files are memory-mapped: reading a batch loads only its clips.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from ..presets import Preset, get_preset
 
 FORMAT = 1
 INDEX = "index.json"
-_HEADER = "thinksound"  # one entry, because several would be written in random order
+_HEADER = "thinksound"  # the only metadata entry, because safetensors writes several in random order
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Features of B clips; float32 but in a shard."""
+    """Features of B clips: float16 or bfloat16 in a shard, float32 elsewhere."""
 
-    features: Mapping[str, Tensor]  # (B, N, D) by the family's conditions; zeros for frames without video
-    latent_mean: Tensor  # (B, C, T) as the family encodes sound
-    latent_scale: Tensor  # (B, C, T) what it needs besides to draw latents
+    features: Mapping[str, Tensor]  # (B, N, D) by condition; those of frames are zeros without video
+    latent_mean: Tensor  # (B, C, T)
+    latent_scale: Tensor  # (B, C, T) the spread, as `Family.draw_latents` takes it
     has_video: Tensor  # (B,) bool
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by the names that they have in a shard."""
+        """All tensors by their names in a shard."""
         return {
             **self.features,
             "latent_mean": self.latent_mean,
@@ -59,13 +58,13 @@ class Batch:
         return cls(features, *(tensors[name] for name in others))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with every tensor changed."""
+        """The batch with ``change`` applied to every tensor."""
         return Batch.of({name: change(tensor) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What all clips of a folder share; two folders of one layout fit the same network."""
+    """What all clips of a folder have in common; folders of equal layout suit the same network."""
 
     preset: str
     encoders: dict[str, str]  # network -> key of its weight file
@@ -103,12 +102,12 @@ class Layout:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """What the family sees of a video."""
+        """The family's views of a video."""
         return self.family.views
 
     @property
     def audio_samples(self) -> int:
-        """Samples that give exactly the clip's latents."""
+        """Audio samples of a clip: its latent frames times the hop."""
         return self.shapes["latent_mean"][1] * self.hop
 
 
@@ -117,14 +116,14 @@ class ShardHeader:
     """What a shard holds and what it was made from."""
 
     layout: Layout
-    encoders: str  # fingerprint of the networks that encoded
-    sources: str  # fingerprint of what was to be encoded
+    encoders: str  # `prepare.fingerprint` of the networks
+    sources: str  # hash of the sources' identities
     names: list[str]  # of the clips, in order
     skipped: list[list[str]]  # name and reason of each source, or part of one, that gave no clip
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where the shard ``number`` belongs."""
+    """The path of the shard ``number``."""
     return folder / f"clips-{number:05d}.safetensors"
 
 
@@ -141,7 +140,7 @@ def write_shard(folder: Path, number: int, header: ShardHeader, clips: Batch | N
 
 
 def compact(clips: Batch) -> Batch:
-    """Clips in the dtypes of a shard."""
+    """Convert clips to the dtypes of a shard."""
     return clips.each(_compact)
 
 
@@ -153,7 +152,7 @@ def _compact(tensor: Tensor) -> Tensor:
 
 
 def read_header(path: Path) -> ShardHeader | None:
-    """The header of a shard; None if there is no readable one at ``path``."""
+    """The header of the shard at ``path``; None if it is missing or cannot be read."""
     if not path.is_file():
         return None
     try:
@@ -169,7 +168,7 @@ def read_header(path: Path) -> ShardHeader | None:
 def write_index(
     folder: Path, layout: Layout, made_by: dict[str, str], names: Sequence[Sequence[str]]
 ) -> None:
-    """Declare a folder complete: ``names`` are those of the clips of each shard.
+    """Write the index, which marks a folder as complete; ``names`` are the clips of each shard.
 
     Raises:
         OutputError: the file cannot be written.
@@ -186,7 +185,7 @@ class PreparedClips:
     """A prepared folder, read by memory mapping.
 
     Raises:
-        InputError: the folder is not a complete preparation, or of an unknown format.
+        InputError: the folder is missing or unfinished, or its format is unknown.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -200,7 +199,11 @@ class PreparedClips:
         return len(self.names)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The clips of these numbers, in this order."""
+        """The clips at these indices, in this order, in float32.
+
+        Raises:
+            InputError: a shard is missing or damaged.
+        """
         places = [self._places[index] for index in indices]
         stacked = {
             name: torch.stack([self._shard(file)[name][row] for file, row in places]) for name in self._names
@@ -209,11 +212,11 @@ class PreparedClips:
 
     @property
     def _names(self) -> list[str]:
-        """Of the tensors in every shard."""
+        """The names of the tensors in every shard."""
         return [*self.layout.shapes, "has_video"]
 
     def check(self, preset: Preset) -> None:
-        """Make sure that these clips can train a preset's transformer.
+        """Check that these clips can train a preset's transformer.
 
         Raises:
             InputError: they were encoded by other networks or have other sizes.

@@ -1,4 +1,4 @@
-"""A folder of sounds as material for the VAE."""
+"""A folder of sounds that the VAE is trained on."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _THREADS = 8
 
 
 class FolderSounds:
-    """Excerpts of the audio and video files in a folder and the folders in it.
+    """Excerpts of the audio and video files in a folder and its subfolders.
 
-    One file in twenty is held out, 32 at most. Of each file the first three minutes are used.
+    One file in twenty is held out, at least 1 and at most 32. Only the first 3 minutes of a file are used.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class FolderSounds:
     ) -> None:
         """
         Args:
-            folder: of the files.
-            sample_rate: in Hz, to which they are brought.
+            folder: with the files.
+            sample_rate: in Hz, to which they are resampled.
             cache_bytes: of decoded sound that is kept in memory.
-            without: a folder whose files are not meant, such as that of the run.
+            without: a folder whose files are left out, such as that of the run.
 
         Raises:
-            InputError: there are no two files.
+            InputError: the folder is missing or holds fewer than two files.
         """
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give one with audio or video files")
@@ -71,18 +71,26 @@ class FolderSounds:
 
     @property
     def identity(self) -> str:
-        """What tells folders apart, wherever they lie."""
+        """Number of files and hash of their names, the same wherever the folder is."""
         names = [path.relative_to(self._folder).as_posix() for path in (*self._files, *self._held_out)]
         return f"{len(names)} files ({hash_of(names)[:12]})"
 
     def batch(self, count: int, samples: int, generator: torch.Generator) -> Tensor:
-        """Excerpts ``(count, 2, samples)`` of files drawn with ``generator``; files are read side by side."""
+        """Excerpts ``(count, 2, samples)`` float32 of files drawn with ``generator`` and read in parallel.
+
+        Raises:
+            InputError: too many files in a row cannot be read.
+        """
         seeds = torch.randint(2**62, (count,), generator=generator).tolist()
         with ThreadPoolExecutor(_THREADS) as pool:
             return torch.stack(list(pool.map(lambda seed: self._drawn(seed, samples), seeds)))
 
     def held_out(self, samples: int) -> Tensor:
-        """The middle of each held-out file ``(N, 2, samples)``."""
+        """The middle of each held-out file, ``(N, 2, samples)`` float32.
+
+        Raises:
+            InputError: none of them can be read.
+        """
         sounds = [sound for path in self._held_out if (sound := self._read(path)) is not None]
         if not sounds:
             raise InputError(
@@ -131,7 +139,11 @@ class FolderSounds:
 
 
 def draw_excerpt(sound: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """``(2, samples)`` of ``sound (2, A)`` int16: the louder of two places, at any level, side and sign."""
+    """Draw an excerpt ``(2, samples)`` float32 of ``sound (2, A)`` int16.
+
+    It is the louder of two random places, made quieter by 0 to 12 dB; its channels are swapped and its sign
+    is changed with a chance of one half each.
+    """
     longest = max(0, sound.shape[1] - samples)
     starts = (_integer(longest + 1, generator), _integer(longest + 1, generator))
     places = [sound[:, start : start + samples].float() / 32767 for start in starts]
@@ -146,7 +158,7 @@ def _padded(excerpt: Tensor, samples: int) -> Tensor:
 
 
 def _integer(limit: int, generator: torch.Generator) -> int:
-    """0 to ``limit`` - 1."""
+    """A random integer from 0 to ``limit`` - 1."""
     return int(torch.randint(limit, (), generator=generator))
 
 

@@ -24,14 +24,14 @@ from ..synthetic.texts import describe
 from .clips import Clip, Skipped
 from .shards import Layout
 
-_SHORT_S = 0.02  # half a frame at 25 per second: what rounded times in a container may take away
-_QUIET_END_S = 0.1  # sound may end this much earlier than the pictures
+_SHORT_S = 0.02  # half a frame at 25 per second: how much a container's rounded times may fall short
+_QUIET_END_S = 0.1  # the sound may end this much earlier than the clip
 _SILENCE = 1e-4  # peak, -80 dB
 
 
 @dataclass(frozen=True)
 class MadeSource:
-    """A synthetic scene, drawn and synthesised when it is asked for."""
+    """A synthetic scene, drawn and synthesised when it is read."""
 
     split: str
     seed: int
@@ -54,9 +54,9 @@ class MadeSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """A video, or a sound without pictures, cut into clips that follow one another."""
+    """A video, or a sound without video, cut into consecutive clips."""
 
-    name: str  # as the table has it
+    name: str  # as in the table
     path: Path
     caption: str
     cot: str  # empty uses the caption
@@ -86,7 +86,7 @@ class FileSource:
             )
         fastest = max(view.fps for view in layout.views)
         for index in range(windows):
-            # On a frame of the fastest view, so that what is seen and heard stays together.
+            # Starts on a frame of the fastest view, so that frames and sound stay aligned.
             window_s = round(index * layout.duration_s * fastest) / fastest
             name = f"{self.name}@{window_s:g}" if index else self.name
             waveform = sound.part(start_s + window_s, layout.audio_samples, layout.sample_rate)
@@ -111,7 +111,7 @@ def _levelled(sound: Soundtrack, layout: Layout) -> Soundtrack:
 
 
 def _cut(frames: Mapping[str, Tensor], layout: Layout, start_s: float) -> dict[str, Tensor]:
-    """What a clip from ``start_s`` on shows of a file's frames."""
+    """The frames of the clip that starts at ``start_s``, by view; none without video."""
     return {view.name: _part(frames[view.name], view, layout, start_s) for view in layout.views if frames}
 
 

@@ -1,4 +1,4 @@
-"""Tables of captions, CSV or JSON Lines: which file each row names and what it says of it."""
+"""Caption tables in CSV or JSON Lines: the file and the texts of each row."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _NO_MEDIA = {".csv", ".json", ".jsonl", ".txt"}
 
 
 def read_table(table: Path | str, folder: Path | str) -> list[FileSource]:
-    """The files that a table names, in its order, whether they are there or not.
+    """Read the files that a table names, in its order, whether or not they exist.
 
     Args:
         table: CSV with a header, or JSON Lines. One column names the file (`FILE_COLUMNS`): its path inside
-            of the folder, or its name without the ending. ``caption`` must be there; a chain of thought
-            (`COT_COLUMNS`) may be.
+            the folder, or its name without the ending. ``caption`` is required; a chain of thought
+            (`COT_COLUMNS`) is optional.
         folder: where the files are.
 
     Raises:
-        InputError: the table or the folder is missing; a column is missing; a row cannot be read.
+        InputError: the table or the folder is missing, the table lacks a column or names no file, a row
+            cannot be read, or several files have the name in a row.
     """
     table, folder = Path(table), Path(folder)
     if not folder.is_dir():
@@ -60,7 +61,7 @@ def read_table(table: Path | str, folder: Path | str) -> list[FileSource]:
 
 
 def _endings(folder: Path) -> dict[str, list[str]]:
-    """Names without ending -> the media files that have them."""
+    """Name without its ending -> the media files with that name."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix.lower() not in _NO_MEDIA:
@@ -69,7 +70,7 @@ def _endings(folder: Path) -> dict[str, list[str]]:
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row stands, for messages, and its texts by column."""
+    """Yield each row: its place in the table, for messages, and its texts by column."""
     readers = {".csv": _csv_rows, ".jsonl": _json_rows}
     reader = readers.get(table.suffix.lower())
     if reader is None:
@@ -105,10 +106,10 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, object]]:
     # strict, so that a quote that is never closed is an error and does not swallow the rows after it.
     rows = csv.reader(file, skipinitialspace=True, strict=True)
     header: list[str] = []
-    line = 1  # on which the row begins; one in quotes may go on over several
+    line = 1  # where the row begins; a quoted value may span several lines
     for row in rows:
         if not any(row):
-            pass  # blank, as spreadsheets leave them behind the last row
+            pass  # blank, as spreadsheets leave them after the last row
         elif not header:
             header = [name.strip().lower() for name in row]
             _check_header(header, line)
@@ -139,7 +140,7 @@ def _check_header(header: list[str], line: int) -> None:
 
 
 class _RowError(Exception):
-    """What is wrong with a row, before it is known which table it belongs to."""
+    """An error in a row; the caller adds the name of the table."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
