@@ -1,1 +1,1 @@
-"""Made data: short clips whose picture, sound and texts come from one known truth."""
+"""Synthetic clips: frames, sound and texts that come from one known scene."""

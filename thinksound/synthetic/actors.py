@@ -1,4 +1,4 @@
-"""How each kind of source looks at a time."""
+"""Drawing each kind of source as it looks at a given time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WATER = (70, 130, 220)
 
 
 def draw_source(canvas: Canvas, source: Source, t: float, floor: float) -> None:
-    """Draw a source that stands on ``floor`` (in picture heights) as it is at ``t`` seconds."""
+    """Draw a source that stands on ``floor`` (in frame heights) as it looks at ``t`` seconds."""
     x = float(source.x.at(t))
     {
         "ball": _ball,
@@ -47,7 +47,7 @@ def _hammer(canvas: Canvas, source: Source, t: float, x: float, floor: float) ->
     half, height = 0.11 * source.size, 0.13 * source.size
     canvas.box(x, floor, half, height, source.color)
     top = floor - height
-    # The handle turns about the hand; raised by 0 the head lies on the block.
+    # The handle turns about the hand; at 0 the head lies on the block.
     angle = raised(source, t) * 1.05
     side = 1 if x < 0.5 else -1
     length = source.reach * 0.8
@@ -71,7 +71,7 @@ def _hammer(canvas: Canvas, source: Source, t: float, x: float, floor: float) ->
 
 
 def _flash(canvas: Canvas, source: Source, t: float, x: float, y: float) -> None:
-    """Dust that flies up from a blow, more of it from a harder one."""
+    """Draw dust that flies up from a blow, farther from a harder one."""
     since, count = since_impact(source, t), impacts_until(source, t)
     if since > 0.16:
         return
@@ -90,7 +90,7 @@ def _clock(canvas: Canvas, source: Source, t: float, x: float, floor: float) -> 
     canvas.box(x, floor, radius * 0.9, floor - top, shade(source.color, 0.8))
     canvas.box(x, floor - 0.02, radius * 0.72, floor - top, _DARK)
     period = float(source.onsets[1] - source.onsets[0])
-    swing = 0.3 * cos(pi * (t - float(source.onsets[0])) / period)  # at the end of its way at each tick
+    swing = 0.3 * cos(pi * (t - float(source.onsets[0])) / period)  # farthest out at each tick
     bob = x + length * sin(swing) / canvas.aspect, top + length * cos(swing)
     canvas.line([(x, top), bob], 0.012, _METAL)
     canvas.disc(*bob, 0.035, source.color)

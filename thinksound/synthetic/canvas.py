@@ -1,4 +1,4 @@
-"""Shapes in picture coordinates, drawn at twice the size and reduced: smooth edges from PIL alone."""
+"""Shapes in frame coordinates, drawn with PIL at twice the size and reduced for smooth edges."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .materials import Color
 from .scene import Background
 
 FINE = 2  # drawn pixels per pixel
-_MARGIN = 0.03  # of the picture's height, around the background, for a camera that shakes
+_MARGIN = 0.03  # of the frame's height, around the background, for a camera that shakes
 
 Point = tuple[float, float]
 
@@ -23,7 +23,7 @@ def shade(color: Color, factor: float) -> Color:
 
 
 class Canvas:
-    """One picture: x in picture widths, y and lengths in picture heights, y downwards."""
+    """One frame: x in frame widths, y and lengths in frame heights, y downwards."""
 
     def __init__(self, backdrop: Image.Image, width: int, height: int, shift: Point = (0.0, 0.0)) -> None:
         self.aspect = width / height
@@ -77,7 +77,7 @@ class Canvas:
 
 
 def backdrop(background: Background, width: int, height: int) -> Image.Image:
-    """Wall and floor, larger than the picture by a margin on every side."""
+    """Wall and floor, larger than the frame by a margin on every side."""
     unit = FINE * height
     margin = round(_MARGIN * unit)
     wide, high = FINE * width + 2 * margin, unit + 2 * margin

@@ -1,4 +1,4 @@
-"""Made clips, as arrays for training or as files for looking and listening."""
+"""Synthetic clips, as arrays or as files to watch and listen to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COLUMNS = ("file", "caption", "cot")
 
 @dataclass(frozen=True)
 class Clip:
-    """One training sample: the truth and what it looks, sounds and reads like."""
+    """One synthetic clip: its scene, frames, sound and texts."""
 
     scene: Scene
     frames: NDArray[np.uint8]  # (N, H, W, 3)
@@ -42,7 +42,7 @@ class Clip:
 def make_clips(
     split: str, seeds: Iterable[int], sample_rate: int = SAMPLE_RATE, duration_s: float = 4.0
 ) -> Iterator[Clip]:
-    """One clip per seed, each made when it is asked for."""
+    """Yield one clip per seed; each is made only when it is needed."""
     for seed in seeds:
         scene = make_scene(split, seed, duration_s)
         caption, cot = describe(scene)
@@ -52,7 +52,7 @@ def make_clips(
 def write_clip(
     scene: Scene, folder: Path | str, name: str, sample_rate: int = SAMPLE_RATE, silent: bool = False
 ) -> tuple[Path, Path, Path]:
-    """Write NAME.mp4 (H.264 with AAC), NAME.wav (16 bit) and NAME.json (the truth and the texts).
+    """Write NAME.mp4 (H.264 with AAC), NAME.wav (16 bit) and NAME.json (the scene and the texts).
 
     Each file appears whole or not at all.
 
@@ -82,16 +82,16 @@ def write_clip(
 
 
 def write_captions(folder: Path | str, scenes: Mapping[str, Scene]) -> Path:
-    """Write ``captions.csv``: the file, caption and chain of thought of each clip, as `prepare` reads them.
+    """Write ``captions.csv``, which `prepare` reads: file, caption and chain of thought of each clip.
 
-    Rows that the table already has for other files stay.
+    Existing rows of other files are kept. Returns the path of the table.
 
     Args:
         folder: where the clips are.
-        scenes: by the name of the clip's MP4.
+        scenes: the scene of each clip, by the name of its MP4.
 
     Raises:
-        OutputError: the table cannot be written, or there is one that this function did not write.
+        OutputError: the table cannot be written, or the existing one was not written by this function.
     """
     table = Path(folder) / CAPTIONS
     rows = _captions(table) | {file: describe(scene) for file, scene in scenes.items()}
@@ -125,7 +125,7 @@ def _write_video(
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "fast"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # Asked for before any packet: all streams have to be there when the header is written.
+        # Created before any packet is muxed: the header needs all streams.
         pcm16 = None if waveform is None else torch.from_numpy((waveform * 32767).round().astype(np.int16))
         sound = () if pcm16 is None else encode_sound(container, pcm16, sample_rate)
         for pixels in frames:

@@ -1,4 +1,4 @@
-"""The kinds of things that happen: which strike, which sound on, and how high they lie."""
+"""The kinds of visible events: impulsive or continuous, their pitch, materials and words."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .materials import MATERIALS
 class Kind:
     """One kind of visible event.
 
-    ``pitch`` scales the modes of its material, ``ring`` how long they last. ``words`` name it in texts,
-    each with ``{material}``.
+    ``pitch`` scales the frequencies of its material's modes, ``ring`` their decay times. ``words`` name it in
+    texts; each holds ``{material}``.
     """
 
     impulsive: bool
     pitch: float
     words: tuple[str, ...]
     materials: tuple[str, ...] = tuple(MATERIALS)
-    ring: float = 1.0  # less where the body is held fast
+    ring: float = 1.0  # below 1 if the body cannot ring freely
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""Scenes from seeds: draws everything that ``Scene`` holds."""
+"""Draw scenes from seeds."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ _ROOMS = (
     Room("hall", 0.90, 0.18),
     Room("church", 1.60, 0.20),
 )
-_END_S = 0.15  # without impacts, so that each one is heard
+_END_S = 0.15  # at the end of a clip, without impacts, so that each one is heard
 
 
-CLIP_S = 4.0  # of a made clip
+CLIP_S = 4.0  # length of a clip, unless another is given
 
 
 def make_scene(split: str, seed: int, duration_s: float = CLIP_S) -> Scene:
     """Draw a scene. Equal arguments give equal scenes.
 
     Args:
-        split: ``standard`` (one source, a calm picture) or ``hard`` (two sources, silent motion, near
-            misses, a post in front, a camera that shakes).
+        split: ``standard`` (one source, nothing else moves) or ``hard`` (two sources, distractors that move
+            silently, near misses, and in part of the clips a post in front and a camera that shakes).
         seed: 0 to 4294967295.
-        duration_s: 2 to 30.
+        duration_s: 2 to 30, rounded to whole frames.
 
     Raises:
         InputError: an argument is outside of what is allowed.
@@ -73,7 +73,7 @@ def make_scene(split: str, seed: int, duration_s: float = CLIP_S) -> Scene:
     )
     room = _ROOMS[rng.integers(len(_ROOMS))]
     names = rng.choice(list(KINDS), size=1 + hard, replace=False)
-    # Inside of the middle square, all that Synchformer sees of a picture, with room for the thing itself.
+    # Inside the central square, all that Synchformer sees of a frame, with room for the object itself.
     edge = max(0.22 if width < height else 0.14, 0.5 - 0.41 * height / width)
     spans = [(edge, 0.40), (0.60, 1 - edge)] if hard else [(edge, 1 - edge)]
     rng.shuffle(spans)
@@ -183,7 +183,7 @@ def _curve(values: FloatArray) -> Curve:
 
 
 def _bounces(rng: np.random.Generator, duration: float) -> tuple[FloatArray, FloatArray, float]:
-    """Onsets, strengths, fall time: each flight lasts a fixed share of the one before."""
+    """Onsets, strengths and fall time of a ball; each flight lasts a fixed share of the one before."""
     ratio, gap = rng.uniform(0.68, 0.9), rng.uniform(0.5, 0.95)
     lead = gap / (2 * ratio)
     onset = lead + rng.uniform(0.1, 0.5)
@@ -200,7 +200,7 @@ def _bounces(rng: np.random.Generator, duration: float) -> tuple[FloatArray, Flo
 def _line(
     rng: np.random.Generator, span: tuple[float, float], times: FloatArray, start: float, end: float
 ) -> FloatArray:
-    """A steady way between two places, at rest before ``start`` and after ``end``."""
+    """Positions on a steady way between two places, at rest before ``start`` and after ``end``."""
     middle, half = (span[0] + span[1]) / 2, (span[1] - span[0]) / 2
     side = rng.choice([-1, 1])
     ends = middle - side * half * rng.uniform(0.3, 1.0), middle + side * half * rng.uniform(0.3, 1.0)
@@ -208,7 +208,7 @@ def _line(
 
 
 def _wander(rng: np.random.Generator, times: FloatArray, low: float, high: float) -> FloatArray:
-    """A smooth path through random levels, one a second or so, with a wide range in every clip."""
+    """A smooth curve through random levels, about one per second, that spans ``low`` to ``high`` in full."""
     knots = np.arange(0, times[-1] + 2.0, rng.uniform(0.8, 1.4))
     levels = rng.random(len(knots))
     place = np.clip(np.searchsorted(knots, times, side="right") - 1, 0, len(knots) - 2)
@@ -221,7 +221,7 @@ def _wander(rng: np.random.Generator, times: FloatArray, low: float, high: float
 def _slides(
     rng: np.random.Generator, span: tuple[float, float], times: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Place and speed of a box pushed to and fro, with rests between the pushes."""
+    """Position and speed (0 to 1) of a box pushed to and fro, at rest between the pushes."""
     velocity = np.zeros(len(times))
     start, sign = rng.uniform(0.1, 0.5), rng.choice([-1, 1])
     while start < times[-1] - 0.3:

@@ -1,4 +1,4 @@
-"""What things are made of: how they ring, how long, and what they usually look like."""
+"""Materials: how they ring, for how long, their usual colour and their words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Color = tuple[int, int, int]
 class Material:
     """Modes of a body of size 1, and the words for it.
 
-    The mode at ratio r dies away with a T60 of ``t60_s / (1 + damping * (r - 1))``.
+    The mode at ratio r to ``base_hz`` decays with a T60 of ``t60_s / (1 + damping * (r - 1))``.
     """
 
     adjective: str
@@ -21,8 +21,8 @@ class Material:
     ratios: tuple[float, ...]
     t60_s: float
     damping: float
-    brightness_hz: float  # where the contact of a full-strength impact stops exciting modes
-    click: float  # share of the noise of the contact itself
+    brightness_hz: float  # above it an impact of full strength excites modes less and less
+    click: float  # level of the noise of the contact itself
 
 
 MATERIALS = {

@@ -1,4 +1,4 @@
-"""One impact on a body: its modes ring and die away, over the noise of the contact."""
+"""Modal synthesis: impacts whose modes decay over contact noise, and steady sounds through a body."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def strike(
     sample_rate: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """The sound of one impact, float (A,): level and brightness grow with the strength.
+    """The sound of one impact, float (A,); level and brightness grow with the strength.
 
-    ``pitch`` and ``ring`` scale the frequencies and decay times of the material's modes. Two blows never
-    fall on the same spot, so the modes' shares vary a little.
+    ``pitch`` and ``ring`` scale the frequencies and decay times of the material's modes. The levels of the
+    modes vary a little, because no two blows fall on the same spot.
     """
     hz, t60 = modes(material, pitch, size, sample_rate)
     t60 *= ring
@@ -52,7 +52,7 @@ def strike(
 
 
 def filtered_noise(samples: int, cutoff: float, sample_rate: int, rng: np.random.Generator) -> FloatArray:
-    """Noise of unit level below ``cutoff`` Hz, falling by 12 dB an octave above it."""
+    """Noise (A,) of RMS 1, level up to about ``cutoff`` Hz and falling by 12 dB per octave above it."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     hz = np.fft.rfftfreq(samples, 1 / sample_rate)
     sound = np.fft.irfft(spectrum / (1 + (hz / cutoff) ** 2), samples)
@@ -60,7 +60,10 @@ def filtered_noise(samples: int, cutoff: float, sample_rate: int, rng: np.random
 
 
 def through_modes(sound: FloatArray, material: Material, pitch: float, size: float, rate: int) -> FloatArray:
-    """What a body makes of a steady excitation: resonances at its modes, as wide as they are damped."""
+    """Filter a steady excitation (A,) by a body's modes; the more damped a mode, the wider its resonance.
+
+    The result has RMS 1.
+    """
     hz, t60 = modes(material, pitch, size, rate)
     samples = 1 << (2 * len(sound) - 1).bit_length()
     at = np.fft.rfftfreq(samples, 1 / rate)

@@ -1,4 +1,4 @@
-"""Where things are at a time: the picture moves by the same truth that the sound follows."""
+"""Positions over time, from the same events and curves that the sound follows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .scene import MIN_GAP_S, FloatArray, Source
 
 
 def ball_height(source: Source, t: float) -> float:
-    """Height of a ball over the floor in picture heights: free fall between its bounces."""
+    """Height of a ball over the floor in frame heights: free fall between its bounces."""
     onsets = source.onsets
     gravity = 2 * source.reach / source.lead_s**2
     if t < onsets[0]:
@@ -32,15 +32,15 @@ def _next_flight(source: Source, onsets: FloatArray) -> float:
 
 
 def raised(source: Source, t: float) -> float:
-    """How far a hammer is raised, 0 (on the block) to 1: slowly up, fast down, fastest at the impact.
+    """How far a hammer is raised, 0 (on the block) to 1.
 
-    A miss turns around above the block.
+    It rises slowly and falls fast, fastest at the impact. A miss turns around above the block.
     """
     moves = [(event.onset_s, event.strength, False) for event in source.events]
     moves = sorted(moves + [(miss, 0.8, True) for miss in source.misses])
     height, before = 0.0, -source.lead_s
     for time, strength, missed in moves:
-        lead, before = min(source.lead_s, 0.95 * (time - before)), time  # the last blow lands first
+        lead, before = min(source.lead_s, 0.95 * (time - before)), time  # the previous blow ends first
         u = 1 - (time - t) / lead  # 0 at the start of the movement, 1 at the impact
         if not 0 <= u <= (1.4 if missed else 1):
             continue
@@ -54,7 +54,7 @@ def raised(source: Source, t: float) -> float:
 
 
 def falling(source: Source, t: float) -> list[tuple[float, bool]]:
-    """Drops in the air: (share of the way fallen, whether it falls beside the plate)."""
+    """Drops in the air, each as (share of the way fallen, whether it falls beside the plate)."""
     drops = []
     for time, missed in [(e.onset_s, False) for e in source.events] + [(m, True) for m in source.misses]:
         u = 1 - (time - t) / source.lead_s
@@ -75,7 +75,7 @@ def impacts_until(source: Source, t: float) -> int:
 
 
 def feet(source: Source, t: float) -> list[tuple[float, float]]:
-    """Two feet as (x in picture widths, lift 0 to 1): one stands while the other swings to its step."""
+    """Two feet as (x in frame widths, lift 0 to 1): one stands while the other swings to its next step."""
     onsets, step = source.onsets, source.lead_s
     count = impacts_until(source, t)
     before = onsets[count - 1] if count else onsets[0] - step
@@ -94,7 +94,7 @@ def feet(source: Source, t: float) -> list[tuple[float, float]]:
 
 
 def rotation(source: Source, t: float) -> float:
-    """Turns of an engine's wheel since the start: a hundredth of those that are heard."""
+    """Turns of an engine's wheel since the start, a hundredth of the rotations that are heard."""
     assert source.control is not None
     steps = np.arange(0, t, 0.01)
     return float(source.control.at(steps).sum() * 0.01 / 100) if len(steps) else 0.0

@@ -1,4 +1,4 @@
-"""The frames of a scene."""
+"""Rendering the frames of a scene."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .actors import draw_source
 from .canvas import Canvas, backdrop, shade
 from .scene import Distractor, FloatArray, Scene
 
-_BEHIND = {"rain": 0, "footsteps": 1}  # showers and floors are wide: they lie behind what stands
+_BEHIND = {"rain": 0, "footsteps": 1}  # showers and floors are wide, so they are drawn first
 
 
 def render_frames(scene: Scene, indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """Frames, uint8 (N, H, W, 3); frame i shows the time i / fps. ``indices`` picks some; default all."""
+    """Frames, uint8 (N, H, W, 3); frame i shows the time i / fps. ``indices`` picks some; None is all."""
     indices = range(scene.frame_count) if indices is None else indices
     wall = backdrop(scene.background, scene.width, scene.height)
     shifts = _camera(scene)
@@ -38,7 +38,7 @@ def render_frames(scene: Scene, indices: Sequence[int] | None = None) -> NDArray
 
 
 def _camera(scene: Scene) -> FloatArray:
-    """How far the camera is off at each frame, (N, 2) in picture heights: a few slow waves."""
+    """Offset of the camera at each frame, (N, 2) in frame heights: the mean of four slow waves."""
     rng = np.random.default_rng([scene.seed, 41])
     t = np.arange(scene.frame_count)[:, None, None] / scene.fps
     hz, phase = rng.uniform(0.3, 3.5, (2, 4)), rng.uniform(0, 2 * pi, (2, 4))

@@ -1,4 +1,4 @@
-"""The truth of a clip: what is where, what happens when, and everything the texts cannot show."""
+"""The scene behind a synthetic clip, its known truth: sources, events, background, room and camera."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_GAP_S = 0.16  # between two onsets of one source
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity over time: values at 0, 1/50, 2/50 … seconds, straight lines between them."""
+    """A quantity over time: values at 0, 1/50, 2/50 … seconds, linear between them."""
 
     values: tuple[float, ...]
 
@@ -36,11 +36,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Source:
-    """One thing that sounds.
+    """One source of sound.
 
-    ``x`` is its place in picture widths; the pan follows it. ``control`` drives what sounds on: an
-    engine's pitch in Hz, rain's density and a box's speed from 0 to 1. ``misses`` are movements that
-    look like the next impact and stop short of it.
+    ``x`` is its place in frame widths; the pan follows it. ``control`` drives continuous sounds: the pitch of
+    an engine in Hz, the density of rain or the speed of a box from 0 to 1. ``misses`` are the times of
+    movements that look like an impact and stop short of it.
     """
 
     kind: str
@@ -51,12 +51,12 @@ class Source:
     accent: Color  # of the part that moves
     color_tells: bool  # the colour is the usual one of the material
     x: Curve
-    reach: float  # how far the movement goes, in picture heights
+    reach: float  # how far the movement goes, in frame heights
     lead_s: float  # from the start of a movement to its impact
     events: tuple[Event, ...] = ()
     control: Curve | None = None
     misses: tuple[float, ...] = ()
-    seed: int = 0  # of the noise in its sound and of details in its picture
+    seed: int = 0  # of the noise in its sound and of details in its drawing
 
     @property
     def onsets(self) -> FloatArray:
@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Distractor:
-    """Something that moves without a sound: ``drift``, ``swing``, or ``hover`` (turns before the floor)."""
+    """Something that moves silently: ``drift``, ``swing``, or ``hover`` (turns above the floor)."""
 
     style: str
     color: Color
@@ -77,7 +77,7 @@ class Distractor:
 
 @dataclass(frozen=True)
 class Room:
-    """Where it sounds: reverberation time in seconds and the level of the reflections."""
+    """The acoustics: reverberation time in seconds and level of the reflections."""
 
     name: str
     t60_s: float
@@ -89,13 +89,13 @@ class Background:
     style: str
     wall: Color
     floor: Color
-    floor_y: float  # where things stand, in picture heights
+    floor_y: float  # where things stand, in frame heights
     seed: int
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole clip. Times in seconds, places in picture widths and heights."""
+    """A whole clip. Times are in seconds, places in frame widths and heights."""
 
     split: str
     seed: int
@@ -107,8 +107,8 @@ class Scene:
     room: Room
     sources: tuple[Source, ...]
     distractors: tuple[Distractor, ...] = ()
-    occluder: tuple[float, float] | None = None  # centre and width of a post in front, in picture widths
-    jitter: float = 0.0  # of the camera, in picture heights
+    occluder: tuple[float, float] | None = None  # centre and width of a post in front, in frame widths
+    jitter: float = 0.0  # of the camera, in frame heights
 
     @property
     def frame_count(self) -> int:
@@ -119,5 +119,5 @@ class Scene:
 
 
 def pan_of(x: float | FloatArray) -> FloatArray:
-    """Pan from the place in the picture: the edges sound at 0.9 of the way to one side."""
+    """Pan of a place in frame widths; the left and right edges of the frame have -0.9 and 0.9."""
     return np.clip((np.asarray(x) * 2 - 1) * 0.9, -1, 1)

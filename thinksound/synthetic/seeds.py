@@ -1,11 +1,11 @@
-"""What names a synthetic clip: its split and its seed; and which seeds serve which purpose.
+"""The splits of synthetic clips, and which seeds serve which purpose.
 
-What is measured was never trained on. Light imports only: the command line reads this.
+Clips that are measured are never trained on. Light imports only: the command line reads this.
 """
 
 from __future__ import annotations
 
-# standard: one source, a calm picture; hard: two sources, with distractions (`make.make_scene`).
+# `make.make_scene` says what each holds.
 SPLITS = ("standard", "hard")
 
 MEASURED = range(500_000)  # evaluation, demo

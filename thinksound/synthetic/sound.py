@@ -1,4 +1,4 @@
-"""The true sound of a scene: its sources placed left to right in its room."""
+"""The true sound of a scene: its sources, panned and with the reflections of the room."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .scene import Event, FloatArray, Room, Scene, Source, pan_of
 from .sustained import sustained
 
 SAMPLE_RATE = 44100
-_PEAK = 0.9  # of the loudest sample; quieter clips stay quieter
+_PEAK = 0.9  # louder clips are scaled down to it, quieter ones stay as they are
 
 
 def synthesise(scene: Scene, sample_rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
@@ -20,7 +20,7 @@ def synthesise(scene: Scene, sample_rate: int = SAMPLE_RATE) -> NDArray[np.float
 
     Args:
         scene: what sounds.
-        sample_rate: from 8000.
+        sample_rate: in Hz, 8000 or more.
 
     Returns:
         float32 (2, A), peak below 1. Nothing sounds before its onset.
@@ -56,7 +56,7 @@ def _stereo(source: Source, samples: int, sample_rate: int) -> FloatArray:
 def _impact(
     source: Source, event: Event, index: int, sample_rate: int, rng: np.random.Generator
 ) -> FloatArray:
-    """One impact with what belongs to its kind beside the body's modes."""
+    """One impact, (A,): the body's modes, and the sound that its kind adds."""
     kind = KINDS[source.kind]
     pitch = kind.pitch
     if source.kind == "clock":
@@ -81,12 +81,12 @@ def _impact(
 
 
 def _reflections(sound: FloatArray, room: Room, sample_rate: int, rng: np.random.Generator) -> FloatArray:
-    """Six early reflections from the walls and a tail that decays by 60 dB in the room's time."""
+    """The reflections (2, A) of a sound: six early ones, and a tail that decays by 60 dB within the T60."""
     if not room.wet:
         return np.zeros_like(sound)
     length = round(room.t60_s * sample_rate)
     t = np.arange(length) / sample_rate
-    first = 0.004 + 0.010 * room.t60_s  # a larger room answers later
+    first = 0.004 + 0.010 * room.t60_s  # seconds; later in a larger room
     tail = rng.standard_normal((2, length)) * np.exp(-6.91 * t / room.t60_s) * (t > 2 * first)
     response = tail / np.sqrt((tail**2).sum(axis=1, keepdims=True))
     for delay in first * rng.uniform(1.0, 5.0, 6):

@@ -1,4 +1,4 @@
-"""What encoders see of a scene, without a file in between."""
+"""The frames of a scene as the encoders take them, without a file in between."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .scene import Scene
 
 
 def scene_frames(scene: Scene, views: Sequence[View]) -> dict[str, Tensor]:
-    """Frames as `decode_video` gives them for the scene's MP4, but for the loss of its compression.
+    """The frames that `decode_video` would read from the scene's MP4, without its compression.
 
-    Only the frames that an encoder looks at are drawn.
+    Only the frames that an encoder sees are drawn.
 
     Returns:
-        By the names of the views uint8 (N, H, W, 3), N frames for the scene's duration.
+        By view name uint8 (N, H, W, 3), with N frames for the scene's duration.
     """
     shown = {view.name: _frame_numbers(scene, view) for view in views}
     wanted = np.unique(np.concatenate(list(shown.values()))).tolist()
@@ -36,7 +36,7 @@ def scene_frames(scene: Scene, views: Sequence[View]) -> dict[str, Tensor]:
 
 
 def _frame_numbers(scene: Scene, view: View) -> np.ndarray:
-    """Which frame each tick of a view shows; frame i appears at i / fps."""
+    """The index of the frame that each tick of a view shows; frame i appears at i / fps."""
     count = view.count(scene.duration_s)
     if view.pick == "next":
         first = [math.ceil(Fraction(tick, view.fps) * scene.fps) for tick in range(count)]

@@ -1,4 +1,4 @@
-"""Sounds that go on: engines, rain and sliding, each driven by its control curve."""
+"""Continuous sounds: engines, rain and sliding, each driven by its control curve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DROPS_PER_S = 900.0  # of the densest rain
 def sustained(
     source: Source, control: Curve, samples: int, sample_rate: int, rng: np.random.Generator
 ) -> FloatArray:
-    """The dry sound of a source that goes on, mono, float (A,), about 0.2 RMS where it is loudest."""
+    """A continuous source without its room: mono, float (A,), about 0.2 RMS where it is loudest."""
     values = control.at(np.arange(samples) / sample_rate)
     make = {"engine": _engine, "rain": _rain, "slide": _slide}[source.kind]
     return make(source, values, sample_rate, rng)
@@ -37,7 +37,7 @@ def _engine(source: Source, hz: FloatArray, sample_rate: int, rng: np.random.Gen
 
 
 def _rain(source: Source, density: FloatArray, sample_rate: int, rng: np.random.Generator) -> FloatArray:
-    """Single drops at random times ring the roof; behind them hisses what is too dense to tell apart."""
+    """Single drops at random times ring the roof, over the hiss of those too dense to tell apart."""
     falls = rng.random(len(density)) < density * _DROPS_PER_S / sample_rate
     drops = np.where(falls, rng.exponential(1.0, len(density)) * rng.choice([-1, 1], len(density)), 0.0)
     roof = through_modes(
@@ -48,7 +48,7 @@ def _rain(source: Source, density: FloatArray, sample_rate: int, rng: np.random.
 
 
 def _slide(source: Source, speed: FloatArray, sample_rate: int, rng: np.random.Generator) -> FloatArray:
-    """Rough contact: noise through the body, brighter and louder with speed, in grains along the way."""
+    """Rough contact: noise through the body, brighter and louder with speed, pulsing along the way."""
     smooth = filtered_noise(len(speed), 700.0, sample_rate, rng)
     bright = filtered_noise(len(speed), 5000.0, sample_rate, rng)
     excitation = smooth * (1 - speed) + bright * speed

@@ -1,4 +1,4 @@
-"""Caption and chain of thought of a scene, in words that vary, with what no picture shows."""
+"""Caption and chain of thought of a scene, in varied words; they also name what no frame shows."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def describe(scene: Scene, materials: Sequence[str] | None = None) -> tuple[str, str]:
-    """Caption and chain of thought. The wording follows the scene's seed.
+    """Caption and chain of thought. Their wording depends on the scene's seed.
 
     Args:
-        scene: the truth.
-        materials: one name per source that the texts claim instead of the true ones, to measure whether
-            a sound follows its text; nothing else in the texts changes.
+        scene: what happens.
+        materials: one per source, named instead of the true ones, to measure whether a sound follows its
+            text; everything else in the texts stays the same.
 
     Raises:
-        InputError: not one material per source, or one that its kind cannot have.
+        InputError: the number of materials is not that of the sources, or a kind cannot have its material.
     """
     claimed = tuple(source.material for source in scene.sources) if materials is None else tuple(materials)
     if len(claimed) != len(scene.sources):
@@ -70,7 +70,7 @@ def _name(rng: np.random.Generator, source: Source, material: str) -> str:
 
 
 def _course(rng: np.random.Generator, source: Source) -> str:
-    """How it goes on in time: how often and how fast, or where it rises and falls."""
+    """A sentence on how a source goes on: how often and how fast, or where it is strongest."""
     if source.control is None:
         count = len(source.events)
         number = _NUMBERS[count] if count < len(_NUMBERS) else "many"
