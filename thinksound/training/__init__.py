@@ -1,1 +1,1 @@
-"""Training: made or prepared data in, weights out."""
+"""Training: synthetic or prepared clips in, weights out."""

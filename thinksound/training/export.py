@@ -1,4 +1,4 @@
-"""From a run to weights that every command takes: one file per network, in a folder of weight files."""
+"""Export of a run's network to a weight file that every command can load."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def export_run(
     """Write the network that a run has trained.
 
     Args:
-        run: its folder.
-        output: a folder of weight files for ``--weights``, made if missing; the preset's other networks
+        run: folder of the run.
+        output: a folder of weight files for ``--weights``, created if missing; the preset's other networks
             are linked there.
-        weights: where those are; None is where the run had them.
+        weights: folder of the other networks; None takes the one that the run used.
         dtype: of the file.
-        averaged: the averaged weights, else those of the last step.
-        standardised: of a VAE: its latents get deviation one over sounds of the run, for a transformer that
-            will be trained on them from scratch.
+        averaged: write the averaged weights, else those of the last step.
+        standardised: scale a VAE so that its latents have standard deviation one over sounds of the run, for
+            a transformer that will be trained on them from scratch.
 
     Returns:
-        The file, and sentences that the user should read.
+        The path of the file, and sentences that the user should read.
 
     Raises:
-        InputError: the folder holds no run, or one without a checkpoint.
+        InputError: the folder holds no run or no checkpoint, or the run cannot be exported as asked.
         OutputError: ``output`` holds weights of this network that were not trained here.
     """
     record = read_run(run)
@@ -106,8 +106,8 @@ def merge(
 
     Args:
         adapter: a folder in peft's format.
-        output: as there.
-        preset: of the network.
+        output: a folder of weight files, as for `export_run`.
+        preset: name of the network's preset.
         start: the weights that the adapter was trained on.
         dtype: of the file.
     """
@@ -155,7 +155,11 @@ def _write(
 
 
 def _check_free(output: Path, file: WeightFile) -> None:
-    """Refuse to replace, or to hide, what was not trained here."""
+    """Refuse to replace, or to hide, weights that were not trained here.
+
+    Raises:
+        OutputError: the folder holds such weights.
+    """
     for path in (output / file.path, output / file.converted_path):
         if is_complete(file, path) and not is_drawn(file, path):
             ours = path.suffix == ".safetensors" and read_metadata(path).get("source", "")
@@ -167,7 +171,7 @@ def _check_free(output: Path, file: WeightFile) -> None:
 
 
 def _link_others(preset: Preset, kind: str, source: Path, output: Path) -> list[str]:
-    """Make the preset's other networks available in ``output``; returns what could not be done."""
+    """Link the preset's other networks into ``output``; return sentences on what could not be linked."""
     keys = [key for network, key in preset.weights.items() if network != kind]
     for file in map(weight_file, keys):
         sources = {file.path: published_path(source, file), file.converted_path: source / file.converted_path}
@@ -185,7 +189,7 @@ def _link_others(preset: Preset, kind: str, source: Path, output: Path) -> list[
 
 
 def _link(there: Path, here: Path, each_file: bool) -> None:
-    """Link a file, or a folder; ``each_file`` of it where checksums are taken of them."""
+    """Link a file or a folder; ``each_file`` links a folder's files one by one, as checksums need it."""
     if each_file and there.is_dir():
         for entry in there.iterdir():
             _link(entry, here / entry.name, each_file)

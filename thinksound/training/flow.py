@@ -29,7 +29,7 @@ _LEAST_DEVIATION = 1e-2  # of a latent channel; one that does not vary is not to
 
 
 def epoch_order(count: int, seed: int, start: int, length: int) -> list[int]:
-    """Entries ``start`` to ``start + length`` of an endless list of shuffled rounds over ``count`` clips."""
+    """Entries ``start`` to ``start + length`` of an endless list of shuffled epochs over ``count`` clips."""
     order: list[int] = []
     while len(order) < length:
         place = start + len(order)
@@ -40,7 +40,7 @@ def epoch_order(count: int, seed: int, start: int, length: int) -> list[int]:
 
 
 def noisy(latents: Tensor, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-    """The state at flow times ``(B,)`` (1 noise, 0 sound) and the velocity that leads through it."""
+    """The state at flow times ``(B,)`` (1 noise, 0 sound) and the velocity there, each ``(B, C, T)``."""
     t = times[:, None, None]
     return t * noise + (1 - t) * latents, noise - latents
 
@@ -59,7 +59,7 @@ def draw_dropped(count: int, groups: int, options: FlowOptions, generator: torch
 
 
 class FlowLearner(Learner):
-    """The transformer; of its parameters those that require a gradient."""
+    """Trains the transformer's parameters that require a gradient."""
 
     averaged = (TRANSFORMER,)
     shares_draws = True
@@ -81,7 +81,7 @@ class FlowLearner(Learner):
         self.device = network.sync_pos_emb.device
         self.groups = dropping(family).groups(family)  # of the conditions
         self.networks: dict[str, nn.Module] = {TRANSFORMER: network}
-        # Biases, norms and null features are not pulled to zero.
+        # No weight decay for parameters of one dimension: biases and norms.
         trained = [p for p in network.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
@@ -101,7 +101,7 @@ class FlowLearner(Learner):
         size, rank = self.options.batch, self.rank
         everyone, own = size * self.processes, slice(rank * size, (rank + 1) * size)
         latent_shape = (everyone, *self.clips.layout.shapes["latent_mean"])
-        # One draw for the clips of all processes: which of them computes a clip changes nothing.
+        # One draw for the clips of all processes, so that it does not matter which process has which clip.
         latent_noise = torch.randn(latent_shape, generator=generator)[own]
         noise = torch.randn(latent_shape, generator=generator)[own]
         times = draw_times(everyone, generator)[own]
@@ -140,7 +140,7 @@ class FlowLearner(Learner):
             latent_noise = torch.randn(latent_shape, generator=generator)[own]
             noise = torch.randn(latent_shape, generator=generator)[own].to(self.device)
             if not len(noise):
-                continue  # the last clips are others'
+                continue  # other processes have the last clips
             batch = to_device(self.validation.batch(everyone[own]), self.device)
             latents = self._latents(network, batch, latent_noise)
             features = given_features(network, self.family.conditions, batch)
@@ -214,17 +214,17 @@ def latent_statistics(clips: PreparedClips) -> tuple[Tensor, Tensor]:
 
 
 def recompute_blocks(network: FlowTransformer) -> None:
-    """Keep only what enters a block and compute the rest again in the backward pass.
+    """Keep only the inputs of each block and compute the rest again in the backward pass.
 
-    A third more time, a fraction of the memory; the result is the same. To be called before averages
-    are made of the network.
+    Takes about a third more time and a fraction of the memory; the result is the same. Call it before the
+    network is copied for averages.
     """
     for block in (*network.joint_blocks, *network.fused_blocks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def initialise_flow(network: FlowTransformer, seed: int) -> None:
-    """Values to start from, drawn from ``seed``; modulation and output start at zero (adaLN-Zero)."""
+    """Set initial values drawn from ``seed``; modulation and output start at zero (adaLN-Zero)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -1,4 +1,4 @@
-"""What a run logs: one CSV file, and TensorBoard's files where they are wanted."""
+"""The log of a run: one CSV file, and on request files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _HEADER = ["step", "kind", "name", "value"]
 
 
 class RunLog:
-    """Values by step, kind ("train" or "validation") and name.
+    """Writes values by step, kind ("train" or "validation") and name.
 
     Args:
         folder: of the run.
-        tensorboard: also write the folder's ``tensorboard``.
+        tensorboard: also write TensorBoard's files, into the subfolder ``tensorboard``.
 
     Raises:
         InputError: TensorBoard's package is not installed.
@@ -38,11 +38,11 @@ class RunLog:
             check_tensorboard()
 
     def begin(self, step: int) -> None:
-        """Go on after ``step``: what was logged later will be logged again, so it is dropped."""
+        """Start the log after ``step``; later rows are dropped, because they will be logged again."""
         file = self._folder / LOG
         if file.exists():
             rows = list(csv.reader(io.StringIO(file.read_text())))[1:]
-            # A process that was killed may have left half a row.
+            # A process that was killed may have left an incomplete row.
             kept = [row for row in rows if len(row) == len(_HEADER) and int(row[0]) <= step]
             with whole_file(file) as temporary, temporary.open("w", newline="") as stream:
                 csv.writer(stream).writerows([_HEADER, *kept])
@@ -68,10 +68,10 @@ class RunLog:
 
 
 def check_tensorboard() -> type[SummaryWriter]:
-    """What writes TensorBoard's files.
+    """The class that writes TensorBoard's files.
 
     Raises:
-        InputError: its package is not installed.
+        InputError: TensorBoard's package is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -1,7 +1,7 @@
 """The training loop: schedules, averages, logs, and checkpoints that resume bit-exactly.
 
-What a step does depends on the weights, the optimizer and the step's number alone: its random numbers
-come from ``step_generator``, so a run that was killed goes on as if it had not been.
+A step depends only on the weights, the optimizer's state and the step's number, from which `step_generator`
+makes its random numbers. A run that was killed therefore continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ Writer = Callable[[Mapping[str, nn.Module], Path], None]
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """Random numbers of one step, on the CPU; processes of different rank draw different ones."""
+    """The CPU generator of one step; processes of different rank get different random numbers."""
     words = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
 def seeded(build: Callable[[], Network], seed: int) -> Network:
-    """A module whose initial values are drawn from ``seed``, leaving the global generator alone."""
+    """Build a module with initial values drawn from ``seed``; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
 
 
 def trainable(network: nn.Module) -> None:
-    """Make parameters that may be views of a mapped file writable, float32 and open to gradients."""
+    """Copy parameters, which may be views of a mapped file, to float32 and let them require gradients."""
     for parameter in network.parameters():
         parameter.data = parameter.data.float().clone()
         parameter.requires_grad_(True)
@@ -68,53 +68,53 @@ class Learner(ABC):
     """Networks that are trained together, and how one step changes them."""
 
     networks: dict[str, nn.Module]  # saved in the checkpoint
-    averaged: tuple[str, ...]  # those whose averaged weights are what is used in the end
+    averaged: tuple[str, ...]  # names of the networks whose weights are averaged
     optimizers: dict[str, torch.optim.Optimizer]
-    # All processes get the same generator and take their share of what it gives, so that their number
-    # changes nothing; otherwise each draws its own numbers.
+    # True: all processes get the same generator and each takes its share of the draws, so that the result
+    # does not depend on their number. False: each process draws its own numbers.
     shares_draws = False
 
     @abstractmethod
     def train_step(self, step: int, generator: torch.Generator, update: Update) -> dict[str, float]:
-        """One step; ``update(loss, optimizer)`` changes weights. Returns what the log shows."""
+        """Run one step; ``update(loss, optimizer)`` changes the weights. Returns values for the log."""
 
     def constrain(self, network: nn.Module) -> None:  # noqa: B027
         """Put back what weights must keep, such as their size; called with averaged networks."""
 
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        """Losses on held-out data, with averaged weights in place of those that are averaged."""
+        """Losses on held-out data of ``networks``, some of them with averaged weights."""
         return {}
 
 
 class Update:
-    """Backward pass, gradients averaged over processes, clipped, optimizer step."""
+    """Backward pass, averaging of gradients over processes, clipping and optimizer step."""
 
     def __init__(self, clip_norm: float) -> None:
         self._clip_norm = clip_norm
 
     def __call__(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
-        """Returns the norm of the gradient before clipping."""
+        """Change weights by the gradient of ``loss``; returns its norm before clipping."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return self.step(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> float:
-        """The same where the gradients are there already."""
+        """The same for gradients that were computed before."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         average_over_processes(p.grad for p in parameters if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(parameters, self._clip_norm)
-        if torch.isfinite(norm):  # a step with an overflow changes nothing
+        if torch.isfinite(norm):  # else a value overflowed, and the step is left out
             optimizer.step()
         return norm.item()
 
 
 def autocast(device: torch.device, dtype: str) -> Any:
-    """Matrix products and convolutions in ``dtype``; float32 changes nothing."""
+    """A context that computes matrix products and convolutions in ``dtype``; none for float32."""
     return nullcontext() if dtype == "float32" else torch.autocast(device.type, getattr(torch, dtype))
 
 
 class Trainer:
-    """Runs a learner's steps and keeps everything needed to go on in its folder."""
+    """Runs a learner's steps and keeps everything needed to resume in the folder of the run."""
 
     def __init__(
         self,
@@ -128,9 +128,9 @@ class Trainer:
         """
         Args:
             learner: what is trained.
-            options: how long, how fast, how often.
-            folder: of the run, made if missing.
-            tensorboard: log in TensorBoard's format as well.
+            options: of the loop.
+            folder: of the run, created if missing.
+            tensorboard: also log in TensorBoard's format.
             write_samples: called every ``options.sample_every`` steps, by one process.
             write_beside: called with the run's folder after each checkpoint, by one process.
         """
@@ -152,10 +152,14 @@ class Trainer:
     def run(
         self, progress: Progress | None = None, stage: str = "train", report: Report | None = None
     ) -> int:
-        """Train from the checkpoint in the folder, or from the start, to the last step.
+        """Train to the last step, from the folder's checkpoint if there is one.
 
         Returns:
-            How many steps that took.
+            The number of steps that this call ran.
+
+        Raises:
+            InputError: as for `resume`.
+            OutputError: a file of the run cannot be written.
         """
         options = self.options
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +202,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.options.steps
 
     def best_networks(self) -> dict[str, nn.Module]:
-        """The learner's networks, averaged where they are averaged."""
+        """The learner's networks, in place of those that are averaged their averages."""
         return {**self.learner.networks, **self.averages}
 
     def _one_step(self) -> dict[str, float]:
@@ -215,18 +219,22 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        # As in MMAudio and others: few steps are averaged over few steps.
+        # As in MMAudio and others, early averages are over few steps.
         decay = min(self.options.ema_decay, (1 + self.step) / (10 + self.step))
         for name, average in self.averages.items():
             for mean, value in zip(
                 average.parameters(), self.learner.networks[name].parameters(), strict=True
             ):
-                if value.requires_grad:  # the others are shared
+                if value.requires_grad:  # frozen parameters are shared with the average
                     mean.lerp_(value.to(mean.dtype), 1 - decay)
             self.learner.constrain(average)
 
     def save(self) -> None:
-        """Write everything that the next step depends on, whole or not at all."""
+        """Write everything that the next step depends on, whole or not at all.
+
+        Raises:
+            OutputError: the checkpoint cannot be written.
+        """
         if self.rank:
             return
         learner = self.learner
@@ -245,7 +253,7 @@ class Trainer:
         with whole_file(file) as temporary:
             try:
                 torch.save(state, temporary)
-            except RuntimeError as error:  # so PyTorch's writer calls a full disk
+            except RuntimeError as error:  # what PyTorch's writer raises if the disk is full
                 raise OutputError(
                     f"{file}: cannot be written ({str(error).partition(chr(10))[0]}); is there space left?"
                 ) from error
@@ -255,10 +263,10 @@ class Trainer:
             self._write_beside(self.best_networks(), self.folder)
 
     def resume(self) -> None:
-        """Take up the folder's checkpoint, if there is one.
+        """Load the folder's checkpoint, if there is one.
 
         Raises:
-            InputError: it was made by another kind of run, or not every process sees it.
+            InputError: it is damaged, it was made by another kind of run, or not every process sees it.
         """
         file = self.folder / CHECKPOINT
         state: dict[str, Any] = read_checkpoint(file) if file.exists() else {"step": 0}
@@ -281,13 +289,13 @@ class Trainer:
             load_trained(network, trained, state["averages"][name], file)
         for name, optimizer in learner.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-            for values in optimizer.state.values():  # on a CPU they still are the mapped file
+            for values in optimizer.state.values():  # on a CPU they are still views of the mapped file
                 values.update({key: value.clone() for key, value in values.items()})
         self.step = state["step"]
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint's state, mapped from the file.
+    """Read a checkpoint's state by memory mapping.
 
     Raises:
         InputError: it is damaged.
@@ -305,7 +313,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 def load_trained(
     network: nn.Module, trained: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path
 ) -> None:
-    """Put ``stored`` values into those of a network's that were ``trained``.
+    """Load ``stored`` values into a network; they must match its ``trained`` ones in name and shape.
 
     Raises:
         InputError: names or sizes differ.
@@ -327,14 +335,14 @@ def load_trained(
 
 
 def _average_of(network: nn.Module) -> nn.Module:
-    """A copy for the averaged weights; what is not trained is shared."""
+    """A copy of a network for averaged weights; parameters that are not trained are shared."""
     frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
     average = deepcopy(network, frozen)
     return average.requires_grad_(False)
 
 
 def _trained(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a state, what training changes; the rest is that of the start."""
+    """The part of a state that training changes."""
     frozen = {name for name, p in network.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: value for name, value in state.items() if name not in frozen}
 

@@ -1,7 +1,7 @@
-"""Fine-tuning of a few added weights instead of all: LoRA (https://arxiv.org/abs/2106.09685), through peft.
+"""LoRA (https://arxiv.org/abs/2106.09685) through peft: training a few added weights instead of all.
 
-An adapter is kept in peft's own format, so that ``PeftModel.from_pretrained`` reads it, and is merged
-into the network's weights for use.
+An adapter is stored in peft's own format, which ``PeftModel.from_pretrained`` reads. It is merged into the
+network's weights for use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .loop import seeded
 from .options import LoRAOptions
 
 ADAPTER = "adapter"
-# In every block: attention, what follows it, and the gated MLPs, linear ones and convolutions.
+# In every block: attention, the layer after it, and the gated MLPs, linear and convolutional.
 TARGETS = r"(joint|fused)_blocks\..+\.(qkv|linear1|w1|w2|w3)"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # of names in peft's files
@@ -43,10 +43,10 @@ def check_peft() -> None:
 
 
 class Adapter:
-    """Matrices beside the frozen weights of a transformer; at first they change nothing."""
+    """Low-rank matrices beside the frozen weights of a transformer; at first they change nothing."""
 
     def __init__(self, network: FlowTransformer, options: LoRAOptions, seed: int) -> None:
-        """Add them to ``network``, in float32, as all that is trained; ``seed`` draws their values."""
+        """Add the matrices to ``network`` in float32, with values drawn from ``seed``; freeze all else."""
         from peft import LoraConfig, inject_adapter_in_model
 
         self._config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=TARGETS)
@@ -56,7 +56,11 @@ class Adapter:
                 parameter.data = parameter.data.float()
 
     def write(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
-        """Write those of the transformer among ``networks`` into the folder ``adapter`` of ``folder``."""
+        """Write the adapter of the transformer in ``networks`` into the subfolder ``adapter`` of ``folder``.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         from peft import get_peft_model_state_dict
 
         tensors: dict[str, Tensor] = get_peft_model_state_dict(networks[TRANSFORMER])
@@ -77,7 +81,7 @@ def merge_adapter(network: FlowTransformer, folder: Path) -> None:
     """Add an adapter in peft's format to the weights of the network that it was trained for.
 
     Raises:
-        InputError: the folder holds none, or one for another network.
+        InputError: the folder holds no adapter, or one for another network.
     """
     from peft import PeftModel
 
@@ -86,7 +90,7 @@ def merge_adapter(network: FlowTransformer, folder: Path) -> None:
             raise InputError(f"{folder}: no adapter (there is no {file}); give the folder {ADAPTER} of a run")
     try:
         with warnings.catch_warnings():
-            # Where a part of the adapter is missing, peft only warns.
+            # peft only warns if a part of the adapter is missing.
             warnings.simplefilter("error", UserWarning)
             merged = PeftModel.from_pretrained(network, str(folder), torch_device="cpu").merge_and_unload()
     except (RuntimeError, ValueError, KeyError, TypeError, UserWarning, SafetensorError) as error:

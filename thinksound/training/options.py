@@ -1,4 +1,4 @@
-"""What a training run can be told, with the defaults; checked on construction.
+"""The options of a training run with their defaults, checked on construction.
 
 The command line takes its defaults from here, so that a run is the same from the shell and from Python. Light
 imports only: the command line reads this for ``--help``.
@@ -18,11 +18,11 @@ from ..request import SEED
 
 START_PRESET, START_SCRATCH = "preset", "scratch"
 DTYPES = ("auto", "float32", "bfloat16")
-LORA_LEARNING_RATE = 2e-4  # instead of that of `FlowOptions`, where an adapter is trained
+LORA_LEARNING_RATE = 2e-4  # of an adapter, in place of the rate of `FlowOptions`
 
 
 def check_least(options: object, least: float, *names: str) -> None:
-    """Raise `InputError` where one of these options is below ``least``, infinite, or not a number."""
+    """Raise `InputError` if one of these options is below ``least``, infinite, or not a number."""
     for name in names:
         value = getattr(options, name)
         if not least <= value < math.inf:
@@ -30,7 +30,7 @@ def check_least(options: object, least: float, *names: str) -> None:
 
 
 def check_positive(options: object, *names: str) -> None:
-    """Raise `InputError` where one of these options is not above 0, infinite, or not a number."""
+    """Raise `InputError` if one of these options is 0 or less, infinite, or not a number."""
     for name in names:
         value = getattr(options, name)
         if not 0 < value < math.inf:
@@ -38,32 +38,32 @@ def check_positive(options: object, *names: str) -> None:
 
 
 def check_betas(betas: tuple[float, float]) -> None:
-    """Raise `InputError` where AdamW would refuse them."""
+    """Raise `InputError` if AdamW would refuse these betas."""
     if not all(0 <= beta < 1 for beta in betas):
         raise InputError(f"betas {betas[0]:g} {betas[1]:g}: give 0 to less than 1", option="betas")
 
 
 def check_dtype(dtype: str, allowed: Sequence[str] = DTYPES[1:]) -> None:
-    """Raise `InputError` where ``dtype`` is none of those that are allowed."""
+    """Raise `InputError` if ``dtype`` is not one of ``allowed``."""
     if dtype not in allowed:
         raise InputError(f"dtype {dtype!r} is not known; give one of {', '.join(allowed)}", option="dtype")
 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How long, how fast, how often."""
+    """Options of the training loop; intervals are in steps."""
 
     steps: int
     seed: int = 0
-    warmup: int = 100  # steps in which the learning rate rises from 0
+    warmup: int = 100  # steps over which the learning rate rises from 0
     final_rate: float = 1.0  # share of the learning rate left at the end of the cosine; 1 keeps it constant
     ema_decay: float = 0.9999  # of the averaged weights; the first steps average faster
     clip_norm: float = 1.0
     log_every: int = 20
     validate_every: int = 500
     save_every: int = 500
-    sample_every: int = 0  # steps between what can be heard or looked at; 0 is never
-    keep: bool = False  # every checkpoint, under its step's number
+    sample_every: int = 0  # steps between samples to listen to; 0 is never
+    keep: bool = False  # keep every checkpoint, under its step's number
 
     def __post_init__(self) -> None:
         check_least(self, 1, "steps", "log_every", "validate_every", "save_every")
@@ -87,7 +87,7 @@ class FlowOptions:
     """The recipe; rate and betas are those of ThinkSound's published training."""
 
     batch: int = 8  # clips per step and process
-    parts: int = 1  # of the batch, computed one after the other: less memory, the same result
+    parts: int = 1  # into which a batch is split for less memory, with the same result
     learning_rate: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-4
@@ -113,7 +113,7 @@ class FlowOptions:
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """Size of the added matrices, and how much they count: ``alpha / rank`` times."""
+    """Rank of the added matrices; their product is scaled by ``alpha / rank``."""
 
     rank: int = 16
     alpha: int = 16
@@ -124,7 +124,7 @@ class LoRAOptions:
 
 @dataclass(frozen=True)
 class Start:
-    """Where weights come from at the first step."""
+    """Where a run's initial weights come from."""
 
     source: str = START_PRESET  # "preset", "scratch", or a file
     weights: Path | None = None  # folder of weight files; None is the usual one
@@ -135,7 +135,7 @@ class Start:
 
     @property
     def identity(self) -> str:
-        """The source, wherever one stands."""
+        """The source, a file by its absolute path."""
         named = self.source in (START_PRESET, START_SCRATCH)
         return self.source if named else str(Path(self.source).absolute())
 
@@ -145,15 +145,15 @@ class DiTRun:
     """Training of the transformer."""
 
     preset: str
-    data: Path  # prepared clips
-    folder: Path  # where the run keeps everything
+    data: Path  # folder of prepared clips
+    folder: Path  # of the run: checkpoint, log, record
     loop: LoopOptions
     flow: FlowOptions  # `batch` counts the clips of all processes together
     validation: Path | None = None  # prepared clips that are not trained on
     start: Start = Start()
     lora: LoRAOptions | None = None  # train an adapter instead of all weights
     recompute: bool = False  # see `recompute_blocks`
-    samples: int = 4  # clips that are written every `loop.sample_every` steps
+    samples: int = 4  # clips that are generated every `loop.sample_every` steps
     tensorboard: bool = False
     device: str = "auto"
     dtype: str = "auto"
@@ -167,8 +167,8 @@ class VAERun:
     """Training of the VAE."""
 
     preset: str
-    data: Path  # audio and video files
-    folder: Path  # where the run keeps everything
+    data: Path  # folder of audio and video files
+    folder: Path  # of the run: checkpoint, log, record
     loop: LoopOptions
     start: Start = Start()
     recipe: Mapping[str, Any] = field(default_factory=dict)  # changes to `VAEOptions` by name

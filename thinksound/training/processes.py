@@ -1,4 +1,4 @@
-"""Several processes that train as one, each with its own device; ``torchrun`` starts them."""
+"""Training in several processes, each with its own device, started by ``torchrun``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..runtime.placement import detect_machine, one_device
 
-# Values that are sent at once: all gradients in one piece would be a second copy of the network.
+# Values that are exchanged at once; all gradients in one piece would be a second copy of the network.
 BUCKET = 2**25
-# What the first process does alone, such as writing a checkpoint, may keep the others waiting.
+# The others wait while the first process works alone, for example on a checkpoint.
 _PATIENCE = timedelta(hours=2)
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
@@ -33,14 +33,14 @@ class Process:
 
 @contextmanager
 def joined(device: str) -> Iterator[Process]:
-    """This process, joined with the others that torchrun has started, if it has.
+    """This process, connected with the others if torchrun has started it.
 
     Args:
-        device: "auto", "cpu", "cuda" or, for a process alone, "cuda:N".
+        device: "auto", "cpu", "cuda" or, for a single process, "cuda:N".
 
     Raises:
         InputError: the device is not known, or names one GPU for several processes.
-        PlacementError: it is not there.
+        PlacementError: the machine does not have the device.
     """
     if not all(name in os.environ for name in _TORCHRUN):
         alone = Process(_device(device))
@@ -65,7 +65,7 @@ def joined(device: str) -> Iterator[Process]:
 
 @contextmanager
 def _without_denormals() -> Iterator[None]:
-    """Take the smallest numbers for zero: moments of AdamW that fade away slow a CPU down."""
+    """Flush denormal numbers to zero: AdamW's decaying moments become denormal and slow a CPU down."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -80,9 +80,9 @@ def _device(wish: str) -> torch.device:
 
 
 def average_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place; alone, nothing happens.
+    """Replace each tensor by its mean over all processes, in place; a single process changes nothing.
 
-    All processes give tensors of the same shapes in the same order, and all get the same bits.
+    Expects tensors of the same shapes in the same order from every process; all get the same bits.
     """
     if not dist.is_initialized():
         return
@@ -108,7 +108,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean of each value over all processes, which give the same names in the same order."""
+    """The mean of each value over all processes; expects the same names in the same order from each."""
     if not dist.is_initialized():
         return dict(values)
     means = torch.tensor(list(values.values()), dtype=torch.float64, device=_meeting_place())
@@ -118,7 +118,7 @@ def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
 
 @torch.no_grad()
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Give every process the first one's values, in place."""
+    """Copy the first process's values to all others, in place."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
@@ -135,10 +135,10 @@ def same_everywhere(number: int) -> bool:
 
 
 def own_rank() -> int:
-    """0 in the process that writes."""
+    """This process's number; 0, which a single process has, is the one that writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _meeting_place() -> torch.device:
-    """Where tensors have to be for the processes to exchange them."""
+    """The device on which the processes can exchange tensors."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

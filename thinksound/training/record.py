@@ -1,4 +1,4 @@
-"""What a run's folder says about the run, so that it is taken up again as what it was."""
+"""The record of a run in its folder, so that a run resumes only with the options it began with."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RUN = "run.json"
 
 
 def declare_run(folder: Path, essential: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Write down what a run is; if the folder holds one that has begun, make sure that it is the same.
+    """Write the record of a run; if the folder holds a run with a checkpoint, check that it is the same.
 
     Args:
-        folder: of the run, which exists.
-        essential: options that decide what comes out, by their names for the user.
-        other: options that may change from one start to the next.
+        folder: of the run; it exists.
+        essential: options that decide the result, by their names for the user.
+        other: options that may change when the run resumes.
 
     Returns:
         Sentences that the user should read, such as that a library changed.
@@ -63,10 +63,10 @@ def declare_run(folder: Path, essential: Mapping[str, Any], other: Mapping[str, 
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What `declare_run` wrote.
+    """Read the record that `declare_run` wrote.
 
     Raises:
-        InputError: there is nothing, or something else.
+        InputError: it is missing, or not such a record.
     """
     file = folder / RUN
     if not file.is_file():

@@ -39,17 +39,17 @@ from .vaes import VAETraining, vae_training
 
 logger = logging.getLogger(__name__)
 
-# Of `LoopOptions` and `FlowOptions`: what does not decide the result, or only how far a run goes.
+# Options that do not change the result, or only how far a run goes; the dtype is recorded apart.
 _FREE = {"steps", "log_every", "validate_every", "save_every", "sample_every", "keep", "parts", "dtype"}
 _DIT_ADVICE = "a smaller --batch, more --parts, --recompute, or --lora"
 _VAE_ADVICE = "a smaller --batch or a shorter --excerpt"
 
 
 def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | None = None) -> None:
-    """Train the transformer, or go on with it, until the last step.
+    """Train the transformer to the last step; resumes a run that its folder holds.
 
     Raises:
-        ThinkSoundError: with a message for the user; what can be told before training is.
+        ThinkSoundError: with a message for the user, before the first step if the cause is known by then.
     """
     preset = get_preset(run.preset)
     family = cast(FlowFamily, family_of(preset))
@@ -91,7 +91,7 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
 
         adapter = None
         if run.lora:
-            # What stays as it is needs no more digits than the products that it goes into.
+            # Frozen weights need no higher precision than the products that they enter.
             network = start_dit(run.start, preset, run.loop.seed, getattr(torch, dtype))
             adapter = Adapter(network, run.lora, run.loop.seed)
         else:
@@ -133,10 +133,10 @@ def train_dit(run: DiTRun, progress: Progress | None = None, report: Report | No
 
 
 def train_vae(run: VAERun, progress: Progress | None = None, report: Report | None = None) -> None:
-    """Train the VAE, or go on with it, until the last step.
+    """Train the VAE to the last step; resumes a run that its folder holds.
 
     Raises:
-        ThinkSoundError: with a message for the user; what can be told before training is.
+        ThinkSoundError: with a message for the user, before the first step if the cause is known by then.
     """
     preset = get_preset(run.preset)
     if run.tensorboard:
@@ -266,7 +266,7 @@ def _dtype_of_products(wish: str, device: torch.device) -> str:
 
 
 def _identity(clips: PreparedClips) -> str:
-    """What tells prepared clips apart, wherever they lie."""
+    """Count of prepared clips and hash of their encoders, layout and names, wherever the folder is."""
     words = [str(clips.made_by.get("encoders")), str(clips.layout), *clips.names]
     return f"{len(clips)} clips ({hash_of(words)[:12]})"
 

@@ -1,4 +1,4 @@
-"""What a transformer in training makes of a few clips, as WAV files to listen to."""
+"""Samples of a transformer in training: WAV files of a few clips to listen to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SEED = 0
 
 
 class SampleWriter:
-    """Writes the sound of the first clips of a prepared folder, from the same noise each time."""
+    """Generates sound for the first clips of a prepared folder, from the same noise each time."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class SampleWriter:
     ) -> None:
         """
         Args:
-            clips: whose features are used.
-            count: of clips.
+            clips: provide the features.
+            count: number of clips, at most.
             family: of the transformer.
-            decoding: from latents to sound, by networks on ``device``.
-            guidance_scale: with which samples are made.
+            decoding: steps from latents to sound, with networks on ``device``.
+            guidance_scale: of the samples.
             device: of the transformer.
-            dtype: of its products.
+            dtype: of its matrix products, as for `autocast`.
         """
         chosen = range(min(count, len(clips)))
         self._names = [re.sub(r"[^\w.@-]", "_", clips.names[index]) for index in chosen]
@@ -57,7 +57,7 @@ class SampleWriter:
     @torch.no_grad()
     def __call__(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         network = cast(FlowTransformer, networks[TRANSFORMER])
-        if not self._wrote_truth:  # anew at each start, which may be with other clips
+        if not self._wrote_truth:  # at each start of the run, which may have other clips
             self._write(self._batch.latent_mean, folder.with_name(TRUTH))
             self._wrote_truth = True
         batch = to_device(self._batch, self._device)

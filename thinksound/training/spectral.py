@@ -16,7 +16,7 @@ FLOOR = 1e-4  # added to magnitudes before the logarithm: -80 dB of a full-scale
 
 
 def stft(waveform: Tensor, size: int) -> Tensor:
-    """Complex spectra ``(B, C, F, T)`` of ``waveform (B, C, A)``; a full-scale tone has magnitude 0.5."""
+    """Complex spectra ``(B, C, F, T)`` of ``waveform (B, C, A)``; a full-scale sine has magnitude 0.5."""
     window = torch.hann_window(size, device=waveform.device)
     spectrum = torch.stft(
         waveform.float().flatten(0, 1), size, size // 4, window=window, center=True, return_complex=True
@@ -25,12 +25,12 @@ def stft(waveform: Tensor, size: int) -> Tensor:
 
 
 def spectral_loss(result: Tensor, target: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Mean over STFT sizes of log-magnitude distance and spectral convergence, stereo ``(B, 2, A)``."""
+    """Log-magnitude distance plus spectral convergence, mean over STFT sizes, of stereo ``(B, 2, A)``."""
     total = result.new_zeros(())
     for size in sizes:
         found, wanted = (stft(_with_sum_and_difference(wave), size).abs() for wave in (result, target))
         logarithms = (torch.log(found + FLOOR) - torch.log(wanted + FLOOR)).abs().mean()
-        # Over the whole batch: relative to a silent excerpt alone, any error would be infinite.
+        # Over the whole batch, because the error of a silent excerpt alone would be relative to zero.
         distance = torch.linalg.vector_norm(found - wanted)
         convergence = distance / torch.linalg.vector_norm(wanted).clamp_min(1e-3)
         total = total + logarithms + convergence
@@ -43,7 +43,7 @@ def _with_sum_and_difference(stereo: Tensor) -> Tensor:
 
 
 class SpectrumDiscriminator(nn.Module):
-    """Judges stereo sound by its complex spectra of one size: ``(B, 2, A)`` to logits and features."""
+    """A discriminator on complex spectra of one size: stereo ``(B, 2, A)`` to logits and features."""
 
     def __init__(self, size: int, channels: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class SpectrumDiscriminator(nn.Module):
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
         spectrum = stft(waveform, self.size)  # (B, 2, F, T)
-        # Magnitudes to the power 0.3: the quiet tail of a sound counts as well as its start.
+        # Magnitudes are raised to the power 0.3, so that the quiet tail of a sound counts too.
         magnitude = spectrum.abs().clamp_min(1e-6)
         spectrum = spectrum * magnitude**-0.7
         x = torch.cat([spectrum.real, spectrum.imag], dim=1).transpose(2, 3)  # (B, 4, T, F)
@@ -78,7 +78,7 @@ class SpectrumDiscriminator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Several spectrum discriminators."""
+    """Spectrum discriminators of several sizes."""
 
     def __init__(self, sizes: tuple[int, ...], channels: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ Verdicts = list[tuple[Tensor, list[Tensor]]]
 
 
 def discriminator_loss(real: Verdicts, fake: Verdicts) -> Tensor:
-    """Hinge loss: real above 1, fake below -1."""
+    """Hinge loss: 0 if real logits are above 1 and fake ones below -1."""
     losses = [
         F.relu(1 - a.float()).mean() + F.relu(1 + b.float()).mean()
         for (a, _), (b, _) in zip(real, fake, strict=True)
@@ -105,7 +105,7 @@ def adversarial_loss(fake: Verdicts) -> Tensor:
 
 
 def feature_matching_loss(real: Verdicts, fake: Verdicts) -> Tensor:
-    """Distance of the discriminators' features, relative to the size of those of the real sound."""
+    """Mean distance of the discriminators' features, relative to the mean magnitude of the real ones."""
     losses = [
         (a.detach().float() - b.float()).abs().mean() / a.detach().float().abs().mean().clamp_min(1e-3)
         for (_, reals), (_, fakes) in zip(real, fake, strict=True)

@@ -1,4 +1,4 @@
-"""Training of the audio VAE: spectral reconstruction, KL, and from some step on a discriminator."""
+"""Training of the audio VAE: spectral reconstruction, KL and, from a chosen step on, a discriminator."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Sounds(Protocol):
 
 @dataclass(frozen=True)
 class VAEOptions:
-    """The recipe; loss weights are those of Stable Audio (https://arxiv.org/abs/2404.10301)."""
+    """Training of the VAE; loss weights are those of Stable Audio (https://arxiv.org/abs/2404.10301)."""
 
     batch: int = 8
     excerpt: int = 32  # latent frames
@@ -46,12 +46,12 @@ class VAEOptions:
     spectral_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128, 64, 32)
     discriminator_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)
     discriminator_channels: int = 32
-    adversarial_from: int = 0  # step from which the discriminator trains and is listened to
+    adversarial_from: int = 0  # first step in which the discriminator trains and its losses count
     spectral_weight: float = 1.0
     adversarial_weight: float = 0.1
     feature_weight: float = 5.0
     kl_weight: float = 1e-4
-    dtype: str = "float32"  # of products: float32 or bfloat16
+    dtype: str = "float32"  # of matrix products: float32 or bfloat16
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch", "excerpt", "discriminator_channels")
@@ -63,7 +63,7 @@ class VAEOptions:
 
 
 class VAELearner(Learner):
-    """The VAE and its discriminator."""
+    """Trains the VAE and its discriminator."""
 
     averaged = ("vae",)
 
@@ -134,7 +134,7 @@ class VAELearner(Learner):
 
 
 def _halves(verdicts: Verdicts) -> tuple[Verdicts, Verdicts]:
-    """Verdicts on a batch of real and fake sound, apart."""
+    """Split verdicts on a batch of real and then fake sound into the two."""
     split = [(logits.chunk(2), [feature.chunk(2) for feature in features]) for logits, features in verdicts]
     real = [(logits[0], [feature[0] for feature in features]) for logits, features in split]
     fake = [(logits[1], [feature[1] for feature in features]) for logits, features in split]
@@ -147,7 +147,7 @@ def _gain(convolution: nn.Module) -> Tensor:
 
 
 def initialise_vae(vae: AudioVAE, seed: int) -> None:
-    """Values to start from: directions drawn from ``seed``, gains that keep the signal's power."""
+    """Set initial values: directions drawn from ``seed``, gains that keep the signal's power."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in vae.modules():
@@ -162,19 +162,19 @@ def initialise_vae(vae: AudioVAE, seed: int) -> None:
         for unit in vae.modules():
             if isinstance(unit, ResidualUnit):
                 _gain(unit.layers[-1]).mul_(0.3)
-        # Little noise at first: latents that carry nothing are a place that training does not leave.
+        # Little posterior noise at first: training does not recover from latents that carry nothing.
         last = vae.encoder.layers[-1]
         assert isinstance(last, WeightNormConv) and last.bias is not None
         last.bias[vae.config.latent_dim :] = -3.0
-        # Sound is quiet: from loud noise the way is long.
+        # Start near silence: sounds are quiet, and getting there from loud noise takes long.
         _gain(vae.decoder.layers[-1]).mul_(0.02)
 
 
 @torch.no_grad()
 def latent_deviation(vae: Any, sounds: Sounds, samples: int, batch: int = 8) -> Tensor:
-    """Standard deviation of each latent channel over 256 excerpts of ``samples``, ``(C,)``.
+    """Standard deviation ``(C,)`` of each latent channel over 256 excerpts of ``samples`` samples.
 
-    ``batch`` of them are encoded at once.
+    ``batch`` excerpts are encoded at once.
     """
     excerpts = sounds.batch(256, samples, torch.Generator().manual_seed(0))
     return torch.cat([vae.encode(part)[0] for part in excerpts.split(batch)]).std(dim=(0, 2))
@@ -182,11 +182,11 @@ def latent_deviation(vae: Any, sounds: Sounds, samples: int, batch: int = 8) -> 
 
 @torch.no_grad()
 def standardise(vae: AudioVAE, deviation: Tensor) -> None:
-    """Fold the latents' standard deviation ``(C,)`` into the weights: they become 1, the sound stays.
+    """Divide the latents by their standard deviation ``(C,)``, in the weights; the sound stays the same.
 
-    Rectified flow starts from noise of deviation 1 and learns best when the latents have it too. The
-    posterior's own deviation is softplus(raw), which a shift of ``raw`` divides exactly only where it is
-    small; that is where training puts it.
+    Rectified flow starts from noise of deviation 1 and learns best if the latents have it too. The deviation
+    of the posterior is softplus(raw); shifting ``raw`` divides it exactly only where it is small, which is
+    where training puts it.
     """
     last = vae.encoder.layers[-1]
     first = vae.decoder.layers[0]

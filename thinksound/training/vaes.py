@@ -22,7 +22,7 @@ from .vae import Sounds, VAELearner, VAEOptions, initialise_vae, standardise
 
 @dataclass(frozen=True)
 class VAETraining:
-    """What a family brings for ``thinksound train vae``."""
+    """What ``thinksound train vae`` needs of a family."""
 
     options: Any  # the defaults, a frozen dataclass with `batch`, `excerpt` and `dtype`
     initialise: Callable[[Any, int], None]  # a VAE and a seed
