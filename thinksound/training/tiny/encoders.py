@@ -1,8 +1,8 @@
 """Pretraining of small encoders on clips with their sound; afterwards they are frozen.
 
-* The motion tower learns to tell from pictures what the sound does in every 20 ms: levels of a few
-  bands, the side it comes from, and the rise of the level ("flux"). It is not told what an event is.
-* MetaCLIP learns to match pictures with captions (CLIP, https://arxiv.org/abs/2103.00020, section 2.3).
+* The motion encoder learns to predict the sound from frames, every 20 ms: levels of a few bands, the
+  panning, and the rise of the level ("flux"). It is not told what an event is.
+* MetaCLIP learns to match frames with captions (CLIP, https://arxiv.org/abs/2103.00020, section 2.3).
 * T5 learns to fill in missing words (BERT's task, https://arxiv.org/abs/1810.04805, section 3.1).
 """
 
@@ -30,27 +30,27 @@ from ..loop import Learner, Update, autocast, seeded
 TARGETS_PER_SECOND = 2 * SYNC_FPS
 TARGETS_PER_FEATURE = TARGETS_PER_SECOND // SYNC_FPS
 BANDS = 8
-TARGET_CHANNELS = BANDS + 2  # band levels, side, flux
-PATCH_RATE = 0.07  # learning rate of patch filters, relative
+TARGET_CHANNELS = BANDS + 2  # band levels, panning, flux
+PATCH_RATE = 0.07  # learning rate of patch filters, relative to the others'
 FIRST_LOGIT_SCALE, MAX_LOGIT_SCALE = 2.66, 4.6  # factors of 14 and 100, CLIP's start and limit
 FLUX_WEIGHT = 4.0  # flux is rare: most of the time nothing happens
 
 
 @dataclass(frozen=True)
 class Films:
-    """N clips of equal length as pretraining sees them, in memory."""
+    """N clips of equal length for pretraining, in memory."""
 
-    small: Tensor  # uint8 (N, S', H, W, 3): 25 pictures per second, reduced as the motion tower does
-    pictures: Tensor  # uint8 (N, K, 224, 224, 3): a few for MetaCLIP
+    small: Tensor  # uint8 (N, S', H, W, 3): 25 frames per second, reduced as the motion encoder does
+    pictures: Tensor  # uint8 (N, K, 224, 224, 3): a few frames for MetaCLIP
     targets: Tensor  # (N, 2 S', 10): `sound_targets`
     captions: Sequence[str]
 
 
 def sound_targets(waveform: Tensor, sample_rate: int) -> Tensor:
-    """What the pictures shall tell: ``(50 per second, 10)`` of ``waveform (2, A)``, each about 0 to 1.
+    """The targets of the motion encoder: ``(50 per second, 10)`` of ``waveform (2, A)``, each about 0 to 1.
 
-    Levels lie on a logarithmic scale of 80 dB; the side is the share of the right channel; the flux is
-    the mean rise of the bands' levels against 20 ms before, smoothed over three values.
+    Levels are on a logarithmic scale of 80 dB. The panning is the share of the right channel in the power.
+    The flux is the mean rise of the bands' levels over 20 ms, smoothed over three values, times 4.
     """
     hop = sample_rate // TARGETS_PER_SECOND
     size = 2 * hop
@@ -72,7 +72,7 @@ def sound_targets(waveform: Tensor, sample_rate: int) -> Tensor:
 
 
 class SyncHead(nn.Module):
-    """From features, one per picture, to `sound_targets`: ``(B, P, D)`` to ``(B, 2P, 10)``."""
+    """From features, one per frame, to `sound_targets`: ``(B, P, D)`` to ``(B, 2P, 10)``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -87,14 +87,14 @@ class SyncHead(nn.Module):
 
 
 def _start_at(head: SyncHead, targets: Tensor) -> None:
-    """Let the head answer the mean of ``targets (B, N, 10)`` before it has learned anything."""
+    """Initialise the head so that it predicts about the mean of ``targets (B, N, 10)``."""
     with torch.no_grad():
         head.linear.weight.mul_(0.1)
         head.linear.bias.copy_(targets.mean(dim=(0, 1)).repeat(TARGETS_PER_FEATURE))
 
 
 def sync_loss(found: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error of ``(B, N, 10)``, the flux counting more."""
+    """Mean squared error of ``(B, N, 10)``; the flux is weighted by `FLUX_WEIGHT`."""
     error = (found.float() - wanted).square().mean(dim=(0, 1))
     return error[:-1].mean() + FLUX_WEIGHT * error[-1]
 
@@ -105,12 +105,12 @@ class PretrainingOptions:
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    excerpt: int = 50  # pictures of a clip for the motion tower: 2 s
-    dtype: str = "float32"  # of products: float32 or bfloat16
+    excerpt: int = 50  # frames of a clip for the motion encoder: 2 s
+    dtype: str = "float32"  # of matrix products: float32 or bfloat16
 
 
 class SyncLearner(Learner):
-    """The motion tower tells from pictures what the sound does."""
+    """Trains the motion encoder to predict `sound_targets` from frames."""
 
     averaged = ("synchformer",)
 
@@ -161,7 +161,7 @@ class SyncLearner(Learner):
         }
 
     def _compare(self, synchformer: nn.Module, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head says of every clip ``(B, 2P, 10)``, and what is true."""
+        """Predicted and true targets ``(B, 2P, 10)`` of clips."""
         tower = cast(MotionEncoder, synchformer).vfeat_extractor
         scaled = (pixels.to(self.device).float() / 127.5 - 1).movedim(-1, -3)  # (B, P, 3, H, W)
         with autocast(self.device, self.options.dtype):
@@ -170,7 +170,7 @@ class SyncLearner(Learner):
 
 
 class PictureLearner(Learner):
-    """MetaCLIP matches pictures with captions."""
+    """Trains MetaCLIP to match frames with captions."""
 
     averaged = ("metaclip",)
 
@@ -201,7 +201,7 @@ class PictureLearner(Learner):
         }
 
     def _contrast(self, model: CLIP, pictures: Tensor, captions: Sequence[str]) -> Tensor:
-        """Symmetric cross-entropy between ``pictures (B, 224, 224, 3)`` and their captions."""
+        """Symmetric cross-entropy between frames ``pictures (B, 224, 224, 3)`` and their captions."""
         tokens = [tokenize(self.metaclip.tokenizer, caption, self.device) for caption in captions]
         ids, mask = (torch.cat(parts) for parts in zip(*tokens, strict=True))
         seen = model.image_features(normalize_clip(pictures.to(self.device)))
@@ -220,7 +220,7 @@ class TextSource(Protocol):
 
 
 class TextLearner(Learner):
-    """T5's encoder fills in missing words."""
+    """Trains T5's encoder to fill in missing words."""
 
     averaged = ("t5",)
 
@@ -250,7 +250,7 @@ class TextLearner(Learner):
 
 
 def initialise_motion(synchformer: MotionEncoder, seed: int) -> None:
-    """Values to start from, drawn from ``seed``, that keep the signal's power through rectifiers."""
+    """Set initial values drawn from ``seed`` that keep the signal's power through rectifiers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in synchformer.named_parameters():
@@ -265,7 +265,7 @@ def initialise_motion(synchformer: MotionEncoder, seed: int) -> None:
 
 @torch.no_grad()
 def calm(network: nn.Module) -> None:
-    """Let residual branches start small, so that what the patches say is not drowned at once."""
+    """Scale down the residual branches, so that they do not drown the patches' embeddings at first."""
     for name, parameter in network.named_parameters():
         if name.endswith(_BRANCH_ENDS):
             parameter.mul_(0.1)
@@ -275,10 +275,10 @@ _BRANCH_ENDS = ("out_proj.weight", "fc2.weight")
 
 
 def _optimizer(networks: Sequence[nn.Module], options: PretrainingOptions) -> torch.optim.Optimizer:
-    """AdamW; the filters of a transformer's patches learn slower.
+    """AdamW with a lower learning rate for the patch filters of a transformer.
 
-    A step of Adam moves each weight by the learning rate. A patch filter has thousands, and neighbouring
-    pixels are alike: the steps add up, and at the common rate its outcome would leap.
+    A step of Adam moves each weight by about the learning rate. A patch filter has thousands of weights, and
+    neighbouring pixels are alike, so the steps add up: at the common rate its output would change too fast.
     """
     named = [item for network in networks for item in network.named_parameters()]
     slow = [p for name, p in named if "patch_embed" in name]

@@ -1,4 +1,4 @@
-"""Made data as training material: sounds for the VAE, pictures with their sound for the encoders."""
+"""Synthetic clips for training: sounds for the VAE, frames with sound for the encoders, texts for T5."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from ...synthetic.texts import describe
 from .encoders import Films, sound_targets
 
 HELD_OUT_SOUNDS = 64
-PICTURES = 4  # of a clip for MetaCLIP
+PICTURES = 4  # frames of a clip for MetaCLIP
 
 
 def training_clips(count: int, first: int = 0) -> Iterator[tuple[str, int]]:
-    """Split and seed of ``count`` training clips, the splits mixed evenly."""
+    """Yield split and seed of ``count`` training clips from number ``first`` on, with the splits mixed."""
     for index in range(first, first + count):
         yield _split(index), TRAINING[index]
 
 
 def validation_clips(count: int) -> Iterator[tuple[str, int]]:
-    """Split and seed of clips that steer training and are in neither training nor evaluation."""
+    """Yield split and seed of validation clips, which are in neither training nor evaluation."""
     for index in range(count):
         yield _split(index), STEERING[index]
 
 
 def _split(index: int) -> str:
-    """Two of five clips are hard ones, evenly mixed; both splits are measured."""
+    """The split of a clip: two of five are hard, evenly mixed."""
     return "hard" if index % 5 in (2, 4) else "standard"
 
 
 class MadeSounds:
-    """Excerpts of made sounds, kept in memory as 16-bit integers."""
+    """Excerpts of synthetic sounds, which are kept in memory as 16-bit integers."""
 
     def __init__(
         self, count: int, sample_rate: int, progress: Callable[[int, int], None] | None = None
@@ -66,7 +66,7 @@ class MadeSounds:
         self._held_out = sounds(validation_clips(HELD_OUT_SOUNDS), HELD_OUT_SOUNDS)
 
     def batch(self, count: int, samples: int, generator: torch.Generator) -> Tensor:
-        """Excerpts ``(count, 2, samples)`` of sounds drawn with ``generator``."""
+        """Excerpts ``(count, 2, samples)`` float32 of sounds drawn with ``generator``."""
         excerpts = []
         for _ in range(count):
             drawn = int(torch.randint(len(self._sounds), (), generator=generator))
@@ -74,7 +74,7 @@ class MadeSounds:
         return torch.stack(excerpts)
 
     def held_out(self, samples: int) -> Tensor:
-        """The middle of each held-out sound ``(N, 2, samples)``."""
+        """The middle of each held-out sound, ``(N, 2, samples)`` float32."""
         start = (self._held_out.shape[-1] - samples) // 2
         return self._held_out[..., start : start + samples].float() / 32767
 
@@ -82,7 +82,10 @@ class MadeSounds:
 def film(
     clips: Sequence[tuple[str, int]], sample_rate: int, pool: int, progress: Progress | None = None
 ) -> Films:
-    """Draw and synthesise clips for pretraining the picture encoders."""
+    """Draw and synthesise clips for pretraining of MetaCLIP and the motion encoder.
+
+    ``pool`` is the factor by which the frames of the motion encoder are reduced.
+    """
     small, pictures, targets, captions = [], [], [], []
     for number, (split, seed) in enumerate(clips, start=1):
         scene = make_scene(split, seed)
@@ -90,7 +93,7 @@ def film(
         for_clip, for_sync = frames[METACLIP_VIEW.name], frames[SYNC_VIEW.name]
         reduced = F.avg_pool2d(for_sync.movedim(-1, 1).float(), pool)  # (S', 3, H, W)
         small.append(reduced.round().to(torch.uint8).movedim(1, -1))
-        pictures.append(for_clip[:: len(for_clip) // PICTURES].clone())  # not the whole clip kept
+        pictures.append(for_clip[:: len(for_clip) // PICTURES].clone())  # a view would keep the whole clip
         sound = torch.from_numpy(synthesise(scene, sample_rate))
         targets.append(sound_targets(sound, sample_rate).half())
         captions.append(describe(scene)[0])
@@ -100,17 +103,21 @@ def film(
 
 
 def save_films(films: Films, file: Path) -> None:
-    """Write them, whole or not at all."""
+    """Write films to a file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     tensors = {"small": films.small, "pictures": films.pictures, "targets": films.targets}
     with whole_file(file) as temporary:
-        try:  # not through one string of bytes: films take gigabytes
+        try:  # directly, because films take gigabytes and `save` would make a copy in memory
             save_file(tensors, temporary, {"captions": json.dumps(list(films.captions))})
         except SafetensorError as error:
             raise OutputError(f"{file}: cannot be written ({error}); is there space left?") from error
 
 
 def read_films(files: Sequence[Path]) -> Films:
-    """The films of several files as one."""
+    """Read the films of several files as one."""
     parts, captions = [], []
     for file in files:
         with safe_open(file, framework="pt") as stored:
@@ -121,7 +128,7 @@ def read_films(files: Sequence[Path]) -> Films:
 
 
 class MadeTexts:
-    """Chains of thought, and captions for every fourth text."""
+    """Chains of thought of training clips; every fourth text is a caption instead."""
 
     def batch(self, step: int, count: int) -> Sequence[str]:
         texts = [describe(make_scene(*clip)) for clip in training_clips(count, step * count)]

@@ -1,8 +1,8 @@
-"""The recipe of the bundled tiny model: made data in, five trained networks out, from one seed.
+"""The recipe of the bundled tiny model: synthetic clips in, five trained networks out, from one seed.
 
-Stages keep their state in folders of their own, so the recipe goes on where it was interrupted, and
-stages that do not need each other can run at once. A process computes on one thread: two processes
-with one thread each do more than one process with two. `scripts/train-tiny` runs them in order.
+Each stage keeps its state in its own folder, so the recipe resumes where it was interrupted, and
+independent stages can run at the same time. `scripts/train-tiny` runs the stages in order, with one thread
+per process: two processes with one thread each are faster than one with two.
 """
 
 from __future__ import annotations
@@ -58,20 +58,20 @@ from .untrained import make_tiny, write_network
 
 SEED = 0
 START = "start"  # folder of the random networks
-PROCESSES = 2  # that train the transformer, and prepare its clips
+PROCESSES = 2  # that share films, prepared clips, the refined VAE and the transformer
 FAMILY = family(TINY)
 SIZES = FAMILY.sizes
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How many clips each stage draws, and how long it trains."""
+    """The number of clips for each stage, and a limit on its steps."""
 
-    sounds: int = 2000  # whose sound trains the VAE
-    films: int = 2400  # that train the picture encoders
-    clips: int = 3600  # that train the transformer
+    sounds: int = 2000  # for the VAE
+    films: int = 2400  # for MetaCLIP and the motion encoder
+    clips: int = 3600  # for the transformer
     validation: int = 96
-    most_steps: int | None = None  # of each stage; None is as many as its options say
+    most_steps: int | None = None  # of each stage; None keeps the steps of its options
 
     def loop(self, options: LoopOptions) -> LoopOptions:
         """The options of a stage, with no more than ``most_steps``."""
@@ -79,14 +79,14 @@ class Extent:
 
 
 FULL = Extent()
-TRIAL = Extent(sounds=8, films=8, clips=8, validation=4, most_steps=2)  # everything once, for nothing
+TRIAL = Extent(sounds=8, films=8, clips=8, validation=4, most_steps=2)  # a smoke test of all stages
 
 VAE_OPTIONS = SpectralVAEOptions(batch=8, excerpt=48, learning_rate=1.5e-3, kl_weight=5e-6, dtype="bfloat16")
 VAE_LOOP = LoopOptions(
     steps=3000, seed=SEED, warmup=50, final_rate=0.02, ema_decay=0.999, validate_every=100, save_every=100
 )
-# Sides are found only if they count much, and once found are kept where they count little. Then levels
-# need the training, and low frequencies most: heard as finely, they are few.
+# The VAE learns panning only if it weighs much, and keeps it with a small weight once it is learned. The
+# second part trains the levels, above all of low frequencies: few bins for what the ear resolves finely.
 REFINED_OPTIONS = replace(VAE_OPTIONS, batch=4, learning_rate=1e-3, side_weight=0.2, hearing=True)
 REFINED_LOOP = replace(VAE_LOOP, steps=4200, seed=SEED + 1, validate_every=300, save_every=300)
 
@@ -96,20 +96,20 @@ FLOW_OPTIONS = FlowOptions(
 FLOW_LOOP = LoopOptions(
     steps=2200, seed=SEED, warmup=100, final_rate=0.02, ema_decay=0.998, validate_every=200, save_every=100
 )
-# A second run from the first one's averages: warm again, and down to almost nothing.
+# A second run from the first one's averages: its learning rate rises again and decays to almost 0.
 REFINED_FLOW_OPTIONS = replace(FLOW_OPTIONS, learning_rate=1e-3)
 REFINED_FLOW_LOOP = replace(FLOW_LOOP, steps=1200, seed=SEED + 1, warmup=50)
 
 
 def start(folder: Path) -> None:
-    """The preset's folder with random networks, if it is not there yet, and a copy to start from."""
+    """Write the preset's folder with random networks, and a copy to start from, if they do not exist."""
     for weights in (folder / START, folder / "weights"):
         if not (weights / TINY.name).exists():
             make_tiny(weights / TINY.name)
 
 
 def train_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """The VAE's first part, on sounds of both splits."""
+    """Train the VAE's first part, on sounds of both splits."""
     vae = SpectrogramVAE(SIZES.vae)
     initialise_spectrogram_vae(vae, SEED)
     learner = SpectralVAELearner(vae, VAE_OPTIONS, _sounds(extent, progress))
@@ -117,7 +117,7 @@ def train_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = N
 
 
 def refine_vae(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """The VAE's second part, shared by `PROCESSES`; its latents get deviation one."""
+    """Train the VAE's second part in `PROCESSES`, and scale its latents to standard deviation one."""
     vae = SpectrogramVAE(SIZES.vae)
     vae.load_state_dict(read_checkpoint(folder / "vae" / CHECKPOINT)["averages"]["vae"])
     sounds = _sounds(extent, progress)
@@ -150,7 +150,7 @@ TEXT_LOOP = LoopOptions(
 
 
 def make_films(folder: Path, part: int, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """One part of the clips for the picture encoders, and with the first part the held-out ones."""
+    """Draw one part of the clips for `train_sync` and `train_pictures`; part 1 also the held-out ones."""
     wanted = {_films_name(extent, part): list(training_clips(extent.films))[part - 1 :: PROCESSES]}
     if part == 1:
         wanted[f"validation-{extent.validation}"] = list(validation_clips(extent.validation))
@@ -172,7 +172,7 @@ def _films(folder: Path, extent: Extent) -> tuple[Films, Films]:
 
 
 def train_sync(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """The motion tower."""
+    """Train the motion encoder."""
     synchformer = MotionEncoder(SIZES.synchformer)
     initialise_motion(synchformer, SEED)
     learner = SyncLearner(synchformer, SYNC_OPTIONS, *_films(folder, extent), SEED)
@@ -181,7 +181,7 @@ def train_sync(folder: Path, extent: Extent = FULL, progress: Progress | None = 
 
 
 def train_pictures(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """MetaCLIP."""
+    """Train MetaCLIP."""
     metaclip = load_network(build_metaclip, folder / START, TINY.weights["metaclip"], torch.float32)
     trainable(metaclip.model)
     calm(metaclip.model)
@@ -191,7 +191,7 @@ def train_pictures(folder: Path, extent: Extent = FULL, progress: Progress | Non
 
 
 def train_texts(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """T5."""
+    """Train T5."""
     t5 = load_network(build_t5, folder / START, TINY.weights["t5"], torch.float32)
     trainable(t5.model)
     learner = TextLearner(t5, MadeTexts(), batch=32, learning_rate=1e-3, seed=SEED)
@@ -200,14 +200,14 @@ def train_texts(folder: Path, extent: Extent = FULL, progress: Progress | None =
 
 
 def _pretrain(folder: Path, trainer: Trainer, file: str, progress: Progress | None) -> None:
-    """Train an encoder to its last step; its averaged weights become ``file`` of the preset."""
+    """Train an encoder to its last step and install its averaged weights as ``file`` of the preset."""
     trainer.run(progress, trainer.folder.name)
     (network,) = trainer.averages.values()
     _install(folder, file, network)
 
 
 def prepare(folder: Path, part: int, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """One part of the training clips, and with the first part the validation clips, encoded."""
+    """Encode one part of the training clips and of the validation clips."""
     pipeline = load(TINY.name, folder / "weights", device="cpu")
     for name, clips in (
         ("clips", list(training_clips(extent.clips))),
@@ -225,14 +225,14 @@ def prepare(folder: Path, part: int, extent: Extent = FULL, progress: Progress |
 
 
 def train_dit(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """The transformer's first part; one of `PROCESSES` that share the work if ``torch.distributed`` runs."""
+    """Train the transformer's first part; with ``torch.distributed`` the processes share the work."""
     dit = _transformer()
     initialise_flow(dit, SEED)
     _train_dit(folder, dit, FLOW_OPTIONS, extent.loop(FLOW_LOOP), "dit", progress)
 
 
 def refine_dit(folder: Path, extent: Extent = FULL, progress: Progress | None = None) -> None:
-    """The transformer's second part, shared like the first."""
+    """Train the transformer's second part, shared like the first."""
     dit = _transformer()
     dit.load_state_dict(read_checkpoint(folder / "dit" / CHECKPOINT)["averages"]["dit"])
     loop = extent.loop(REFINED_FLOW_LOOP)
@@ -255,7 +255,7 @@ def _train_dit(
     stage: str,
     progress: Progress | None,
 ) -> nn.Module:
-    """Train a transformer in the stage's folder; returns the averaged one."""
+    """Train a transformer in the stage's folder; return the averaged one."""
     clips, validation = PreparedClips(folder / "clips"), PreparedClips(folder / "validation")
     processes = dist.get_world_size() if dist.is_initialized() else 1
     learner = FlowLearner(dit, FAMILY, options, clips, validation, loop.seed, own_rank(), processes)
@@ -271,7 +271,11 @@ def _trainer(
     options: PretrainingOptions | SpectralVAEOptions | FlowOptions | None = None,
     data: Mapping[str, str] | None = None,
 ) -> Trainer:
-    """Trains a stage in its folder; refuses one in which the stage began with other settings or data."""
+    """The trainer of a stage in its folder.
+
+    Raises:
+        InputError: the stage began there with other settings or data.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     declare_run(folder, {**vars(loop), **(vars(options) if options else {}), **(data or {})}, {})
     return Trainer(learner, loop, folder)
@@ -282,6 +286,6 @@ def _preset(folder: Path) -> Path:
 
 
 def _install(folder: Path, file: str, network: nn.Module) -> None:
-    """Put a trained network into the preset's folder and take its checksum as the truth."""
+    """Write a trained network into the preset's folder and record its checksum."""
     write_network(_preset(folder), file, dict(network.named_parameters()))
     seal(_preset(folder))

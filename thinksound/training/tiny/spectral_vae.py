@@ -1,4 +1,4 @@
-"""Training of the VAE on spectra: distance of the frames themselves, and KL."""
+"""Training of the VAE on spectra: distance between spectral frames, and KL."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class SpectralVAEOptions:
     kl_weight: float = 1e-4
     amplitude_weight: float = 10.0
     side_weight: float = 1.0
-    hearing: bool = False  # frequencies count as the ear resolves them, low ones more
-    dtype: str = "float32"  # of products: float32 or bfloat16
+    hearing: bool = False  # weight frequencies by the slope of the mel scale, low ones more
+    dtype: str = "float32"  # of matrix products: float32 or bfloat16
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch", "excerpt")
@@ -37,7 +37,7 @@ class SpectralVAEOptions:
 
 
 def mel_slope(sample_rate: int, bins: int) -> Tensor:
-    """Mels per hertz at frequencies from 0 to half the sample rate, over their mean, ``(bins, 1)``."""
+    """Mels per hertz, ``(bins, 1)``, at frequencies from 0 to half the sample rate; the mean is 1."""
     slope = 1 / (1 + torch.linspace(0, sample_rate / 2, bins)[:, None] / 700)
     return slope / slope.mean()
 
@@ -45,26 +45,26 @@ def mel_slope(sample_rate: int, bins: int) -> Tensor:
 def frame_loss(
     found: Tensor, wanted: Tensor, options: SpectralVAEOptions, slope: Tensor | float = 1.0
 ) -> Tensor:
-    """Squared distance of frames ``(B, C, N)``: levels, the more the louder; amplitudes; sides.
+    """Squared distance of frames ``(B, C, N)``: levels (loud ones count more), amplitudes and panning.
 
-    ``slope (F, 1)`` is how much each frequency counts.
+    ``slope (F, 1)`` is the weight of each frequency.
 
-    A ringing body is a few loud lines in hundreds of frequencies: amplitudes, to the power of one half,
-    give them the weight that the mean of levels does not. Distances are squared because a line of
-    uncertain place is a hump in the mean but nothing in the median, from which nothing is learned.
+    A ringing body is a few loud lines among hundreds of frequencies; amplitudes, to the power of one half,
+    give them the weight that a mean over levels does not. Distances are squared because a line of uncertain
+    frequency shows as a hump in the mean but not at all in the median, from which nothing is learned.
     """
     level, wanted_level = found[:, :-SIDE_BANDS], wanted[:, :-SIDE_BANDS]
     squares = (found - wanted).square()
     loudness = 1 + wanted_level  # 0 to 2
     total = (slope * squares[:, :-SIDE_BANDS] * (0.2 + loudness)).mean()
     amplitude = (10 ** (level.clamp(max=1) - 1) - 10 ** (wanted_level - 1)).square().mul(slope).mean()
-    # Where nothing sounds, nothing comes from a side.
+    # Panning counts by loudness: silence has none.
     side = (squares[:, -SIDE_BANDS:] * loudness.mean(dim=1, keepdim=True)).mean()
     return total + options.amplitude_weight * amplitude + options.side_weight * side
 
 
 class SpectralVAELearner(Learner):
-    """The VAE of the tiny preset."""
+    """Trains the VAE of the tiny preset."""
 
     averaged = ("vae",)
 
@@ -106,7 +106,7 @@ class SpectralVAELearner(Learner):
 
 
 def initialise_spectrogram_vae(vae: SpectrogramVAE, seed: int) -> None:
-    """Values to start from, drawn from ``seed``, that keep the signal's power; residual branches small."""
+    """Set initial values drawn from ``seed`` that keep the signal's power; residual branches start small."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
@@ -115,7 +115,7 @@ def initialise_spectrogram_vae(vae: SpectrogramVAE, seed: int) -> None:
             else:
                 gain = 0.3 if name.endswith("conv2.weight") else 1.4
                 parameter.normal_(0, gain * parameter[0].numel() ** -0.5, generator=generator)
-        # Little noise at first: latents that carry nothing are a place that training does not leave.
+        # Little posterior noise at first: training does not recover from latents that carry nothing.
         bias = vae.encoder.out.bias
         assert isinstance(bias, Tensor)
         bias[vae.latent_dim :] = -3.0
@@ -123,7 +123,7 @@ def initialise_spectrogram_vae(vae: SpectrogramVAE, seed: int) -> None:
 
 @torch.no_grad()
 def standardise_spectrogram_vae(vae: SpectrogramVAE, deviation: Tensor) -> None:
-    """Fold the latents' standard deviation ``(C,)`` into the weights, as `vae.standardise` does."""
+    """Divide the latents by their standard deviation ``(C,)`` in the weights, as `vae.standardise` does."""
     last, first = vae.encoder.out, vae.decoder.enter
     assert isinstance(last, nn.Conv1d) and isinstance(first, nn.Conv1d) and last.bias is not None
     count = vae.latent_dim

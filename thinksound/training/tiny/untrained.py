@@ -1,9 +1,9 @@
 """The folder of the tiny preset before any training: the real classes with seeded random values.
 
 Every tensor is drawn from its own generator, seeded by its file and name, at a scale that keeps
-activations near one: what comes out is moderate noise that depends on the video and the texts.
-Training replaces the values network by network (`write_network`, then `checksums.seal`); the
-tokenizers and descriptions stay.
+activations near one: the output is moderate noise that depends on the video and the texts. Training
+replaces the values network by network (`write_network`, then `checksums.seal`); the tokenizers and
+configurations stay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ...media.files import whole_file
 from ...presets import TINY
 from .vocabulary import train_clip_tokenizer, train_t5_tokenizer
 
-# As stored, so that the folder stays under 25 MB; loading casts.
+# Half precision on disk keeps the folder under 25 MB; loading casts.
 _STORED = {"mmdit.safetensors": torch.float16}
 _SEED = 0
 _MMDIT = SIZES[TINY.size].mmdit
@@ -39,12 +39,12 @@ _T5_HEAD = 32  # width of one of its attention heads
 
 
 def make_tiny(folder: Path) -> None:
-    """Write every file of the tiny preset: tokenizers, descriptions, random networks, checksums.
+    """Write every file of the tiny preset: tokenizers, configurations, random networks, checksums.
 
     Equal versions of the dependencies give equal bytes.
 
     Args:
-        folder: made if missing; ``thinksound.load("tiny", WEIGHTS)`` reads it as ``WEIGHTS/tiny``.
+        folder: created if missing; ``thinksound.load("tiny", WEIGHTS)`` reads it as ``WEIGHTS/tiny``.
     """
     for name in ("metaclip", "t5"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def make_tiny(folder: Path) -> None:
 
 
 def write_network(folder: Path, file: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write one network of the preset, whole or not at all, in the number format that it is kept in.
+    """Write one network of the preset, whole or not at all, in the dtype that its file has.
 
     Args:
         folder: of the preset.
@@ -134,7 +134,7 @@ def _t5_description(tokenizer: T5Tokenizer) -> dict[str, Any]:
 
 
 def _draw(file: str, name: str, shape: torch.Size) -> torch.Tensor:
-    """Random values of one tensor, at the scale that its name asks for."""
+    """Random values of one tensor, at a scale chosen by its name."""
     seed = zlib.crc32(f"{_SEED}/{file}/{name}".encode())
     normal = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape), dtype=np.float32)
     value = torch.as_tensor(normal)
@@ -144,7 +144,7 @@ def _draw(file: str, name: str, shape: torch.Size) -> torch.Tensor:
     if name.endswith(("shared.weight", "token_embedding.weight", "position_embedding.weight")):
         return value
     if name.endswith("SelfAttention.q.weight"):
-        # T5 does not scale its scores by the width of a head.
+        # T5 does not divide its attention scores by the root of the head's width.
         return value / math.sqrt(fan_in * _T5_HEAD)
     if name.endswith("weight"):
         return value / math.sqrt(fan_in)

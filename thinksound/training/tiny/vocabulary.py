@@ -1,7 +1,7 @@
-"""The tokenizers of the tiny preset: laid out as CLIP's and T5's, learned from the sentences below.
+"""The tokenizers of the tiny preset: built like CLIP's and T5's, trained on the sentences below.
 
-The sentences name everyday sounds, so that plain English is read in words, and describe made clips of
-the training seeds, so that a description of such a clip fits into the 77 tokens that an encoder reads.
+The sentences name everyday sounds, so that plain English is split into words, and describe synthetic clips
+of the training seeds, so that the text of such a clip fits into the 77 tokens that an encoder reads.
 """
 
 from __future__ import annotations
@@ -133,12 +133,12 @@ _FRAMES = (
     "The scene shows {what}. Audio should match when {what} {does}, {how}, with no music or speech.",
     "Keep {what} clear and separate from the other layers, {how}, with natural reverb {where}.",
 )
-# Every printable ASCII character, so that plain text never becomes "unknown".
+# Every printable ASCII character, so that plain text has no unknown tokens.
 _CHARACTERS = "".join(map(chr, range(33, 127)))
 
 
 def sentences() -> Iterator[str]:
-    """The corpus: every source with every verb, in changing places, manners and frames; made texts."""
+    """The corpus: every source with every verb in each of `_FRAMES`, texts of clips, single characters."""
     count = 0
     for what, verbs in _SOURCES:
         for does in verbs.split(", "):
@@ -153,7 +153,7 @@ def sentences() -> Iterator[str]:
 
 
 def train_clip_tokenizer() -> CLIPTokenizer:
-    """Byte-pair encoding laid out as CLIP's: bytes, bytes at a word's end, merges, the two specials."""
+    """Byte-pair encoding with CLIP's layout: bytes, bytes that end a word, merges, two special tokens."""
     alphabet = sorted(ByteLevel.alphabet())
     letters = [*alphabet, *(byte + "</w>" for byte in alphabet)]
     plain = CLIPTokenizer().backend_tokenizer
@@ -161,12 +161,12 @@ def train_clip_tokenizer() -> CLIPTokenizer:
     trained.normalizer, trained.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
     trainer = BpeTrainer(
         vocab_size=len(letters) + CLIP_MERGES,
-        special_tokens=letters,  # numbered before training: ties between merges are broken by number
+        special_tokens=letters,  # fixed numbers, because training breaks ties between merges by number
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     trained.train_from_iterator(sentences(), trainer)
-    # Pairs, as the BPE model wants them; transformers annotates strings.
+    # Pairs, as the BPE model expects them, although transformers annotates strings.
     merges: Any = [(left, right) for left, right in json.loads(trained.to_str())["model"]["merges"]]
     pieces = [*letters, *(left + right for left, right in merges), "<|startoftext|>", "<|endoftext|>"]
     numbers = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
@@ -174,9 +174,9 @@ def train_clip_tokenizer() -> CLIPTokenizer:
 
 
 def train_t5_tokenizer(folder: Path) -> T5Tokenizer:
-    """A unigram model with T5's normalisation and special tokens; ``folder`` holds files while it learns."""
+    """A unigram model with T5's normalisation and special tokens; ``folder`` takes temporary files."""
     corpus = list(sentences())
-    # A word is proposed as a piece only where a sentence ends after it or different characters follow.
+    # A word is proposed as a piece only if a sentence ends after it or different characters follow.
     corpus += sorted({word for sentence in corpus for word in sentence.split()})
     file = folder / "spiece.model"
     sentencepiece.SentencePieceTrainer.train(
@@ -185,7 +185,7 @@ def train_t5_tokenizer(folder: Path) -> T5Tokenizer:
         model_type="unigram",
         vocab_size=T5_PIECES,
         character_coverage=1.0,
-        split_by_unicode_script=False,  # "floor." may be one piece: a fifth fewer tokens in a text
+        split_by_unicode_script=False,  # "floor." may be one piece, which saves a fifth of the tokens
         pad_id=0,
         eos_id=1,
         unk_id=2,
