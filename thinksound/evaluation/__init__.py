@@ -1,1 +1,1 @@
-"""How good a generated sound is: against the known truth of made data, and by the field's metrics."""
+"""Evaluation of generated sound: against the known truth of synthetic clips, and by the field's metrics."""

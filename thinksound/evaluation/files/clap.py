@@ -1,8 +1,8 @@
-"""CLAP: embeddings of sound and of text in one space, through transformers.
+"""CLAP: embeddings of sound and text in one space, through transformers.
 
-Wu et al., https://arxiv.org/abs/2211.06687, without feature fusion. It hears 10 s; a shorter clip is repeated
-as often as it fits, as in its training. A longer one is cut at its end: the library would choose a part at
-random, from the state that the whole process shares.
+Wu et al., https://arxiv.org/abs/2211.06687, without feature fusion. It takes 10 s. A shorter clip is repeated
+as often as it fits, as in its training. A longer one is cut to its first 10 s here, because the library would
+choose a part at random from the global random state.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ...encoders.pretrained import check_vocabulary
 from .extractors import Heard, load_pretrained
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_SPECIAL_POSITIONS = 2  # RoBERTa counts positions from the padding token's number on
+_SPECIAL_POSITIONS = 2  # RoBERTa numbers positions from the padding token's id plus one
 
 
 class Clap:
-    """The two towers with what prepares their inputs; follows the device of ``model``."""
+    """Both encoders with their preprocessing; follows the device of ``model``."""
 
     def __init__(
         self, model: ClapModel, features: ClapFeatureExtractor, tokenizer: PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ class Clap:
 
     @torch.inference_mode()
     def __call__(self, waveform: Tensor) -> Heard:
-        """Embedding of length 1 of ``waveform (A,)``; see `Extractor`."""
+        """The embedding ``(D,)``, of norm 1, of ``waveform (A,)``; see `Extractor`."""
         window = waveform[: round(self.window_s * self.rate)]
         inputs = self._features(window.numpy(), sampling_rate=self.rate, return_tensors="pt")
         spectrogram = inputs["input_features"].to(self.model.device, torch.float32)  # (1, 1, T, F)
@@ -45,7 +45,7 @@ class Clap:
 
     @torch.inference_mode()
     def encode_text(self, text: str) -> Tensor:
-        """Embedding ``(D,)`` of length 1 of a text, cut where it is longer than the network reads."""
+        """The embedding ``(D,)``, of norm 1, of a text, which is cut to the network's maximum length."""
         tokens = self._tokenizer(text, max_length=self._text_length, truncation=True, return_tensors="pt").to(
             self.model.device
         )
@@ -56,7 +56,7 @@ class Clap:
 
 
 def load_clap(weights_dir: Path) -> Clap:
-    """CLAP on the CPU; raises WeightsError as `load_pretrained` does."""
+    """Load CLAP on the CPU; raises WeightsError as `load_pretrained` does."""
     folder, model = load_pretrained(weights_dir, "clap", ClapModel, "clap", TOKENIZER_FILES)
     features = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
     tokenizer = RobertaTokenizer.from_pretrained(folder, local_files_only=True)

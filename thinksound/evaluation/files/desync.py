@@ -1,8 +1,8 @@
-"""DeSync: by how many seconds sound and picture seem to be apart, as Synchformer predicts it.
+"""DeSync: the offset between sound and video in seconds, as Synchformer predicts it.
 
 Synchformer, https://arxiv.org/abs/2401.16423; as a measure of generated sound: MMAudio,
-https://arxiv.org/abs/2412.15322, section 4. The first and the last 4.8 s of a clip are judged, each by
-the likeliest of 21 offsets from -2 to 2 s; DeSync is the mean of their absolute values over all clips.
+https://arxiv.org/abs/2412.15322, section 4. The first and the last 4.8 s of a clip each get the likeliest
+of 21 offsets from -2 to 2 s; DeSync is the mean of their absolute values over all clips.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from ...models.synchformer import SYNC_FPS, SYNC_SEGMENT, SYNC_STRIDE, sync_segm
 from ...models.synchformer_offset import SynchformerOffset
 
 RATE = 16_000  # Hz
-SEGMENT = SYNC_SEGMENT * RATE // SYNC_FPS  # 10240 samples: the sound of one segment of pictures
+SEGMENT = SYNC_SEGMENT * RATE // SYNC_FPS  # 10240 samples: the sound of one segment of frames
 STRIDE = SYNC_STRIDE * RATE // SYNC_FPS  # 5120 samples between the starts of two segments
 LARGEST_OFFSET_S = 2.0
 
 # The spectrogram that the audio tower was trained on.
-_TRANSFORM = 1_024  # samples of a Fourier transform, around
-_WINDOW = 400  # samples that count: 25 ms
+_TRANSFORM = 1_024  # samples of a Fourier transform, around the window
+_WINDOW = 400  # samples: 25 ms
 _HOP = 160  # 10 ms
 _SMALLEST = 1e-6  # added to every power before its logarithm
 _MEAN, _SPREAD = -4.2677393, 2 * 4.5689974
 
 
 def offset_grid(classes: int) -> list[float]:
-    """Seconds that each class stands for; above zero, the sound is early."""
+    """The offset in seconds of each class; above zero, the sound is early."""
     return [round(LARGEST_OFFSET_S * (2 * index / (classes - 1) - 1), 6) for index in range(classes)]
 
 
 @torch.inference_mode()
 def predict_offsets(network: SynchformerOffset, sync_frames: Tensor, waveform: Tensor) -> tuple[float, float]:
-    """Offsets in seconds of the beginning and of the end of a clip; positive where the sound is early.
+    """Offsets in seconds of the first and last 4.8 s of a clip; positive if the sound is early.
 
-    sync_frames: uint8 ``(S', 224, 224, 3)``, 25 per second; waveform: ``(A,)`` at 16 kHz; both from the
-        same moment on. What one has more than the other is not used.
+    sync_frames: uint8 ``(S', 224, 224, 3)``, 25 per second; waveform: ``(A,)`` at 16 kHz. Both start at the
+        same time, and the longer one is cut.
     Raises MediaError for a clip of less than 4.8 s.
     """
     device = next(network.parameters()).device
@@ -66,7 +66,7 @@ def predict_offsets(network: SynchformerOffset, sync_frames: Tensor, waveform: T
 def log_mel(segments: Tensor, bins: int, frames: int) -> Tensor:
     """Log-mel spectrograms ``(N, bins, frames)`` of segments ``(N, A)`` at 16 kHz, for the audio tower.
 
-    What is missing of ``frames`` is filled at the end with the logarithm 0, not with silence, as in training.
+    They are padded to ``frames`` with the logarithm 0, not with silence, as in training.
     """
     window = torch.hann_window(_WINDOW, device=segments.device)
     spectrum = torch.stft(
@@ -80,7 +80,7 @@ def log_mel(segments: Tensor, bins: int, frames: int) -> Tensor:
 
 
 def _mel_filters(bins: int) -> Tensor:
-    """Triangles of height 1, equally spaced on the mel scale from 0 Hz to 8 kHz: ``(bins, F)``."""
+    """Triangular filters ``(bins, F)`` of height 1, equally spaced on the mel scale from 0 Hz to 8 kHz."""
     corner_mels = torch.linspace(0, 2595 * torch.log10(torch.tensor(1 + RATE / 2 / 700)), bins + 2)
     corners = 700 * (10 ** (corner_mels / 2595) - 1)  # Hz
     frequencies = torch.linspace(0, RATE / 2, _TRANSFORM // 2 + 1)

@@ -1,4 +1,4 @@
-"""What a classifier hears in generated sound: divergence from the reference, sureness and variety."""
+"""Metrics on the classes of an audio classifier: KL divergence from the reference, and inception score."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def kl_divergence(
     reference_logits: Tensor,
     activation: Literal["softmax", "sigmoid"] = "softmax",
 ) -> float:
-    """Mean over pairs of the divergence KL(reference, generated) of their classes, in nats.
+    """Mean over pairs of KL(reference, generated) between their class distributions, in nats.
 
-    generated_logits, reference_logits: ``(N, K)``, row i of both about the same video.
-    activation: ``softmax`` takes the classes as exclusive: 0 for equal rows, never below. ``sigmoid`` is
-        the sum of p log(p / q) over independent classes as the field's programs compute it, without
-        the classes' complements: not a true divergence, it can fall below 0.
+    generated_logits, reference_logits: ``(N, K)``; row i of both belongs to the same video.
+    activation: ``softmax`` treats the classes as exclusive: 0 for equal rows, never below. ``sigmoid`` is the
+        sum of p log(p / q) over independent classes, as the field's programs compute it. Without the
+        complements of the classes it is no true divergence and can be below 0.
     """
     assert generated_logits.shape == reference_logits.shape and generated_logits.ndim == 2
     generated, reference = generated_logits.double(), reference_logits.double()
@@ -34,15 +34,15 @@ def kl_divergence(
 
 
 def inception_score(logits: Tensor, splits: int = 1, seed: int = 0) -> tuple[float, float]:
-    """How sure the classes of single clips are and how much they vary: 1 to K, larger is better.
+    """The inception score, 1 to K: high if each clip is classified with confidence and clips vary.
 
     Salimans et al., https://arxiv.org/abs/1606.03498: the exponential of the mean divergence of a clip's
     classes from those of all clips.
 
     logits: ``(N, K)``.
-    splits: parts that are scored one by one, of at least 2 clips; the field takes 10. A smaller part
-        scores lower, so scores of other counts are not comparable.
-    seed: of the order in which clips are dealt to the parts.
+    splits: parts that are scored separately, of at least 2 clips; the field uses 10. Smaller parts score
+        lower, so scores of other numbers of clips are not comparable.
+    seed: of the random order in which clips are assigned to the parts.
     Returns the mean over the parts and their standard deviation.
     Raises InputError for fewer than 2 clips in a part.
     """

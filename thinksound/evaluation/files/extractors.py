@@ -1,4 +1,4 @@
-"""What listens for the metrics: the interface, and strict loading of networks of the transformers library."""
+"""Feature extractors for the metrics: their interface, and strict loading through transformers."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from ...checkpoints.tensors import check_finite
 from ...encoders.pretrained import check_folder
 from ...errors import WeightsError
 
-FEATURES = "preprocessor_config.json"  # how sound becomes a spectrogram
+FEATURES = "preprocessor_config.json"  # configuration of the spectrogram
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-# Tables that a network computes for itself and counters that nothing reads: files have them or not.
+# Buffers that a network computes itself or never reads; a file may have them or not.
 _COMPUTED = ("position_ids", "token_type_ids", "relative_position_index", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a network makes of one clip."""
+    """The output of a network for one clip."""
 
     embedding: Tensor  # (D,) float32 on the CPU
-    logits: Tensor  # (K,) of its classes; empty where it has none
+    logits: Tensor  # (K,) of its classes; empty if it has none
 
 
 class Extractor(Protocol):
-    """A network that listens to whole clips."""
+    """A network that takes whole clips of sound."""
 
     @property
     def rate(self) -> int:
-        """Hz of the waveforms it takes."""
+        """The sample rate in Hz of the waveforms that it takes."""
 
     @property
     def window_s(self) -> float:
-        """Seconds that it hears; what comes after them is not listened to."""
+        """The number of seconds that it uses from the start of a clip."""
 
     def __call__(self, waveform: Tensor) -> Heard:
-        """Listen to ``waveform (A,)``, mono, float32, at `rate`, of 0.1 s or more."""
+        """Run on ``waveform (A,)``, mono, float32, at `rate`, of 0.1 s or more."""
 
 
 def load_pretrained(
@@ -60,11 +60,11 @@ def load_pretrained(
     model_type: str,
     tokenizers: Sequence[Sequence[str]] = (),
 ) -> tuple[Path, Model]:
-    """The folder of ``key`` and its network in float32, in evaluation mode on the CPU.
+    """Load the network of ``key``: its folder, and the network in float32, in evaluation mode on the CPU.
 
     model_type, tokenizers: as for `check_folder`.
-    Raises WeightsError for a folder that is missing, incomplete, damaged, changed, of another network, or
-    whose weights are not exactly those of the network that it describes.
+    Raises WeightsError for a folder that is missing, incomplete, damaged, changed or of another network, or
+    whose weights do not match its configuration exactly.
     """
     file = weight_file(key)
     folder = locate(weights_dir, key, torch.float32)
@@ -80,7 +80,7 @@ def load_pretrained(
                 folder,
                 local_files_only=True,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # told apart below, all at once
+                ignore_mismatched_sizes=True,  # reported below with the other mistakes
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
@@ -111,7 +111,7 @@ def load_pretrained(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar and no table of the library's own: what is wrong is said in our words."""
+    """Silence the library's progress bar and report; the caller reports errors itself."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,7 +1,7 @@
-"""The field's metrics on paired files: what the networks hear, one clip after the other, and how it scores.
+"""The field's metrics on paired files: networks run on one clip after another, then scores are computed.
 
-Where a reference is there, both sounds are cut to the shorter of the two, so that neither is judged by what
-the other cannot have. One clip is in memory at a time, beside the embeddings of all.
+If a clip has a reference, both sounds are cut to the shorter of the two, so that the same span is compared.
+Memory holds one clip at a time, and the embeddings of all.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from .pairing import Clip
 from .similarity import paired_cosine
 from .tagger import Tagger, load_tagger
 
-FEW_CLIPS = 1_000  # fewer give a Fréchet distance that is clearly too large
-_SPLITS, _CLIPS_FOR_SPLITS = 10, 100  # of the inception score, as in the field, and when they are used
+FEW_CLIPS = 1_000  # the Fréchet distance of fewer clips is clearly too large
+_SPLITS, _CLIPS_FOR_SPLITS = 10, 100  # parts of the inception score, as in the field, from so many clips on
 _UNEVEN_S = 0.5  # difference in length of a pair that is worth a note
 
 _GENERATED, _REFERENCE = 0, 1
@@ -47,10 +47,10 @@ Numbers = dict[str, Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """What one metric needs, and how it is read."""
+    """What one metric needs."""
 
     network: str  # key in checkpoints.registry
-    clips: int  # fewest
+    clips: int  # at least
     needs: Literal["reference", "captions", "pictures", None] = None
 
 
@@ -60,7 +60,7 @@ METRICS: dict[str, Metric] = {
     "kl": Metric("ast", 1, "reference"),  # divergence of the tagger's classes
     "is": Metric("ast", 2),  # inception score of the tagger's classes
     "clap": Metric("clap", 1, "captions"),  # cosine of sound and caption
-    "desync": Metric("synchformer_offset", 1, "pictures"),  # seconds out of step
+    "desync": Metric("synchformer_offset", 1, "pictures"),  # offset of sound and video in seconds
 }
 
 
@@ -75,18 +75,18 @@ class Networks:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_clips` found out."""
+    """The results of `evaluate_clips`."""
 
-    metrics: dict[str, Numbers]  # metric -> its numbers, and the count of its clips
-    clips: dict[str, Numbers]  # clip -> its own numbers
+    metrics: dict[str, Numbers]  # metric -> its values, and the number of its clips
+    clips: dict[str, Numbers]  # clip -> its own values
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
 
 
 def choose_metrics(wanted: Collection[str] | None, clips: Sequence[Clip]) -> list[str]:
-    """The metrics to compute, found out before any long work: those wanted, else all that are possible.
+    """The metrics to compute: those wanted, or all that are possible for None.
 
-    Raises InputError for an unknown metric, or one whose files or texts are missing.
+    Raises InputError for an unknown metric, one whose files or texts are missing, or if none is possible.
     """
     obstacles = {name: _obstacle(name, clips) for name in METRICS}
     if wanted is None:
@@ -103,7 +103,7 @@ def choose_metrics(wanted: Collection[str] | None, clips: Sequence[Clip]) -> lis
 
 
 def _obstacle(name: str, clips: Sequence[Clip]) -> str:
-    """Why a metric cannot be computed of these clips; nothing if it can."""
+    """Why a metric cannot be computed for these clips; empty if it can."""
     metric = METRICS[name]
     if metric.needs == "reference" and any(clip.reference is None for clip in clips):
         return f"{name} compares with true sounds; give their folder with --reference DIR"
@@ -117,16 +117,16 @@ def _obstacle(name: str, clips: Sequence[Clip]) -> str:
 
 
 def network_keys(metrics: Collection[str]) -> list[str]:
-    """The weights that ``metrics`` need, as `checkpoints.registry` calls them."""
+    """The keys in `checkpoints.registry` of the weights that ``metrics`` need."""
     return list(dict.fromkeys(METRICS[name].network for name in metrics))
 
 
 def load_networks(
     weights_dir: Path, metrics: Collection[str], device: torch.device, progress: Progress
 ) -> Networks:
-    """Load what ``metrics`` need; ``progress("load", networks done, networks in all)`` after each.
+    """Load the networks that ``metrics`` need; calls ``progress("load", done, total)`` after each.
 
-    Raises WeightsError.
+    Raises WeightsError if weights are missing or wrong.
     """
     keys = network_keys(metrics)
     progress("load", 0, len(keys))
@@ -157,13 +157,14 @@ def _place(module: nn.Module, device: torch.device) -> None:
 def evaluate_clips(
     clips: Sequence[Clip], metrics: Collection[str], networks: Networks, progress: Progress
 ) -> Evaluation:
-    """Listen to the clips one by one and score them.
+    """Run the networks on the clips one by one and score them.
 
-    A clip that cannot be read, or lasts less than 0.1 s, is left out of everything; one that lacks what a
-    metric needs, out of that metric.
-    metrics: as `choose_metrics` gives them; networks: those of `network_keys`.
-    progress: called with "clips", the clips done and the clips in all.
-    Raises MediaError if too few clips can be used for any of the metrics.
+    A clip that cannot be read, or lasts less than 0.1 s, is left out of all metrics. A clip that lacks what a
+    metric needs is left out of that metric.
+
+    metrics: from `choose_metrics`; networks: those of `network_keys`.
+    progress: called as ``progress("clips", done, total)``.
+    Raises MediaError if every metric has too few clips.
     """
     listener = _Listener(networks, metrics)
     progress("clips", 0, len(clips))
@@ -181,7 +182,7 @@ def evaluate_clips(
 
 
 def write_results(path: Path, evaluation: Evaluation, unpaired: Sequence[Skipped]) -> None:
-    """Write everything that was found out as JSON, whole or not at all; ``unpaired`` as from `find_clips`."""
+    """Write all results as JSON, whole or not at all; ``unpaired`` comes from `find_clips`."""
     content = {
         "made_by": f"thinksound {__version__}",
         "networks": {name: METRICS[name].network for name in evaluation.metrics},
@@ -196,20 +197,20 @@ def write_results(path: Path, evaluation: Evaluation, unpaired: Sequence[Skipped
 
 @dataclass
 class _Listener:
-    """What the networks have heard so far; of each list, one entry per clip that has it."""
+    """Collects the outputs of the networks; each list has one entry per clip that it applies to."""
 
     networks: Networks
     metrics: Collection[str]
-    tags: list[list[Heard]] = field(default_factory=list)  # generated, and reference where there is one
+    tags: list[list[Heard]] = field(default_factory=list)  # generated, and reference if there is one
     sounds: list[list[Heard]] = field(default_factory=list)  # the same for CLAP
-    texts: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # CLAP of sound and caption
-    offsets: list[tuple[float, float]] = field(default_factory=list)  # seconds: beginning, end
+    texts: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # CLAP embeddings: sound, caption
+    offsets: list[tuple[float, float]] = field(default_factory=list)  # in seconds: beginning, end
     numbers: dict[str, Numbers] = field(default_factory=dict)  # by clip
     uneven: dict[str, None] = field(default_factory=dict)  # pairs of different lengths
     skipped: list[Skipped] = field(default_factory=list)
 
     def listen(self, clip: Clip) -> None:
-        """Take one clip in, whole or not at all; raises MediaError if it cannot be read."""
+        """Add the outputs for one clip; raises MediaError if it cannot be read."""
         tagger, clap, offset = self.networks.tagger, self.networks.clap, self.networks.offset
         tags = self._hear(clip, tagger) if tagger else None
         sounds = self._hear(clip, clap) if clap else None
@@ -236,7 +237,7 @@ class _Listener:
             self.numbers[clip.name] = numbers
 
     def _hear(self, clip: Clip, network: Extractor) -> list[Heard]:
-        """What the generated sound and its reference are to a network, both cut to the shorter."""
+        """The network's outputs for the generated sound and its reference, both cut to the shorter."""
         paths = [path for path in (clip.generated, clip.reference) if path]
         waveforms = [_mono(path, network) for path in paths]
         shortest, longest = min(map(len, waveforms)), max(map(len, waveforms))
@@ -251,12 +252,12 @@ def _mono(path: Path, network: Extractor) -> Tensor:
 
 
 def _offsets(clip: Clip, network: SynchformerOffset) -> tuple[float, float]:
-    """Offsets of the generated sound against its pictures."""
+    """Offsets of the generated sound against its video; raises MediaError if they cannot be computed."""
     if clip.video is None:
         raise MediaError(f"{clip.generated}: no pictures, and no video of this name")
     sound = _read(clip.generated, RATE, MAX_DURATION_S)
     decoded = decode_video(clip.video, [SYNC_VIEW], MAX_DURATION_S)
-    # Sound and pictures of one file share a clock; those of two files begin together.
+    # Sound and video of one file share its timestamps; those of two files are taken to begin together.
     start_s = decoded.start_s if clip.video == clip.generated else sound.start_s
     end_s = sound.start_s + sound.waveform.shape[1] / RATE
     waveform = sound.part(start_s, max(0, round((end_s - start_s) * RATE)), RATE)
@@ -277,7 +278,7 @@ def _read(path: Path, rate: int, limit_s: float) -> Soundtrack:
 
 
 def _scores(listener: _Listener, metrics: Collection[str]) -> tuple[dict[str, Numbers], list[str]]:
-    """The numbers of every metric for which clips are left, and what a reader must know."""
+    """The values of every metric that has enough clips, and notes for the reader."""
     notes = []
     if listener.uneven:
         notes.append(

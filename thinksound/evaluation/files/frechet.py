@@ -1,10 +1,10 @@
-"""How far apart two sets of embeddings lie: the Fréchet distance of the normal distributions fitted to them.
+"""The Fréchet distance between normal distributions that are fitted to two sets of embeddings.
 
 Heusel et al., https://arxiv.org/abs/1706.08500; for sound Kilgour et al., https://arxiv.org/abs/1812.08466.
 The covariances are never formed. With centred samples A and B (one per row, divided by the root of their
-count less one), the trace of the square root of the product of the covariances AᵀA and BᵀB is the sum of
-the singular values of A Bᵀ. That stays exact where the covariances are singular, with fewer samples than
-dimensions, and where the usual matrix square root turns complex.
+count minus one), the trace of the square root of the product of the covariances AᵀA and BᵀB is the sum of
+the singular values of A Bᵀ. This stays exact if the covariances are singular, which fewer samples than
+dimensions cause, and if the usual matrix square root becomes complex.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def frechet_distance(generated: Tensor, reference: Tensor) -> float:
     """Squared Fréchet distance, 0 for equal sets; symmetric.
 
     generated: ``(N, D)``; reference: ``(M, D)``; both of at least 2 finite rows.
-    Raises InputError for a single row, which has no spread.
+    Raises InputError for a single row, which has no covariance.
     """
     assert generated.ndim == reference.ndim == 2 and generated.shape[1] == reference.shape[1], (
         tuple(generated.shape),

@@ -1,4 +1,4 @@
-"""Which files of several folders are about the same clip."""
+"""Pairing of files in several folders that belong to the same clip."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ VIDEOS = (
 
 @dataclass(frozen=True)
 class Clip:
-    """The files and the text of one name."""
+    """The files and the caption that share one name."""
 
     name: str
     generated: Path
     reference: Path | None = None
-    video: Path | None = None  # the file with its pictures, which may be the generated one
+    video: Path | None = None  # the file with its frames, which may be the generated one
     caption: str | None = None
 
 
@@ -38,13 +38,13 @@ def find_clips(
 
     A sound is preferred to a video of the same name. Files of other kinds are ignored.
 
-    generated: sounds, or videos with sound.
+    generated: folder of sounds, or of videos with sound.
     reference: the same for the true sounds; clips without one are skipped.
-    captions: a table as for `read_table`; a clip without a caption stays.
-    videos: files with the pictures of generated sounds; a generated video shows its own.
-    Returns the clips by name, and what has no partner.
-    Raises InputError for a folder that is missing or holds nothing that can be used, for a table that cannot
-    be read or names a clip twice, and for a table or videos of none of the clips.
+    captions: a table as for `read_table`; a clip without a caption is kept.
+    videos: folder of the videos of generated sounds; a generated video has its own frames.
+    Returns the clips in the order of their names, and the files that are skipped.
+    Raises InputError if a folder is missing or holds no usable file, if the table cannot be read or names a
+    clip twice, and if the table or the videos match none of the clips.
     """
     sounds, skipped = _media(generated, (SOUNDS, VIDEOS))
     if not sounds and not skipped:
@@ -95,7 +95,7 @@ def _alone(name: str, path: Path, folder: Path) -> Skipped:
 
 
 def _media(folder: Path, kinds: Sequence[Collection[str]]) -> tuple[dict[str, Path], list[Skipped]]:
-    """Name -> file, of the first of ``kinds`` of endings that it has; and names that several files have."""
+    """Name -> file, with an ending of the earliest possible of ``kinds``; and names of several files."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:

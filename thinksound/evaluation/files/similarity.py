@@ -1,4 +1,4 @@
-"""How well embeddings of different modalities agree where they share a space."""
+"""Similarity of embeddings of different modalities in a shared space."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def paired_cosine(first: Tensor, second: Tensor) -> float:
-    """Mean cosine of row i of ``first (N, D)`` with row i of ``second (N, D)``: -1 to 1.
+    """Mean cosine similarity, -1 to 1, of row i of ``first (N, D)`` and row i of ``second (N, D)``.
 
-    Sound against text, or sound against pictures, from encoders that were trained to share a space.
+    The rows are of sound and text, or sound and images, from encoders that were trained to share a space.
     """
     assert first.shape == second.shape and first.ndim == 2
     return float(F.cosine_similarity(first.double(), second.double(), dim=-1).mean())

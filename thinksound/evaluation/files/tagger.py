@@ -1,7 +1,7 @@
-"""The Audio Spectrogram Transformer, through transformers: which of the classes of AudioSet a clip has.
+"""The Audio Spectrogram Transformer, through transformers: a classifier for the 527 classes of AudioSet.
 
-Gong et al., https://arxiv.org/abs/2104.01778; 527 classes. It hears 10.24 s; what is missing of them is
-filled. Published comparisons use PaSST, PANNs or VGGish: numbers of different networks are not comparable.
+Gong et al., https://arxiv.org/abs/2104.01778. It takes 10.24 s; shorter clips are padded. Published
+comparisons use PaSST, PANNs or VGGish; the values of different networks are not comparable.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
 from .extractors import Heard, load_pretrained
 
-_FRAME_S = 0.01  # between the columns of its spectrogram
+_FRAME_S = 0.01  # between the frames of its spectrogram
 
 
 class Tagger:
-    """The classifier with what prepares its input; follows the device of ``model``."""
+    """The classifier with its preprocessing; follows the device of ``model``."""
 
     def __init__(self, model: ASTForAudioClassification, features: ASTFeatureExtractor) -> None:
         self.model = model
@@ -38,12 +38,12 @@ class Tagger:
 
 
 def load_tagger(weights_dir: Path) -> Tagger:
-    """The tagger on the CPU; raises WeightsError as `load_pretrained` does."""
+    """Load the tagger on the CPU; raises WeightsError as `load_pretrained` does."""
     folder, model = load_pretrained(
         weights_dir, "ast", ASTForAudioClassification, "audio-spectrogram-transformer"
     )
     with warnings.catch_warnings():
-        # As trained, its lowest bands are too narrow to hold a frequency.
+        # Its lowest mel bands are narrower than a frequency bin, as they were in its training.
         warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
         features = ASTFeatureExtractor.from_pretrained(folder, local_files_only=True)
     return Tagger(model, features)

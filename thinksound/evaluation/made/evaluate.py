@@ -1,7 +1,7 @@
-"""Evaluation on made data: held-out clips, every row of the table, measured against the known truth.
+"""Evaluation on held-out synthetic clips: every row of the table, measured against the known truth.
 
-Pictures and texts are encoded once, into the output folder. A row is finished when its file is there, so an
-interrupted evaluation goes on where it was, and several processes can share the work.
+Frames and texts are encoded once, into the output folder. A row is finished when its file exists, so an
+interrupted evaluation resumes where it was, and several processes can share the work.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def evaluate_made(
     options: EvaluationOptions | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Measure a model on held-out made clips; writes ``results.json`` and ``table.md`` after every row.
+    """Measure a model on held-out synthetic clips; writes ``results.json`` and ``table.md`` after every row.
 
     Args:
         pipeline: the model.
-        judges: what hears kinds, materials, and onsets among other sounds.
-        folder: for results and encoded clips; made if missing. Rows that are there are kept.
+        judges: recognise kinds, materials, and onsets among other sounds.
+        folder: for results and encoded clips; created if missing. Finished rows in it are kept.
         options: what is measured.
         progress: called as ``progress(stage, done, total)``.
 
@@ -52,7 +52,7 @@ def evaluate_made(
         The path of the table.
 
     Raises:
-        InputError: the folder holds results of other weights or other settings.
+        InputError: the folder holds results of other weights or settings, or a clip cannot be encoded.
         OutputError: the folder cannot be written.
     """
     options = options or EvaluationOptions()
@@ -90,7 +90,7 @@ def evaluate_made(
 
 
 def _share(rows: Sequence[Row], part: tuple[int, int]) -> list[Row]:
-    """Every N-th recipe with all of its rows."""
+    """The rows of every N-th recipe from the I-th on, for ``part`` (I, N)."""
     recipes = list(dict.fromkeys(row.recipe for row in rows))[part[0] - 1 :: part[1]]
     return [row for row in rows if row.recipe in recipes]
 
@@ -105,7 +105,7 @@ def _prepare(pipeline: Pipeline, split: str, count: int, folder: Path, report: P
         duration_s=CLIP_S,
         progress=lambda _, done, total: report(f"{split}, encoding", done, total),
     )
-    if prepared.skipped:  # the others would be held against the wrong truth
+    if prepared.skipped:  # the remaining clips would be compared with the wrong truth
         first = prepared.skipped[0]
         raise InputError(
             f"{first.name} cannot be measured ({first.reason}); try --dtype float32, in another output folder"
@@ -116,7 +116,7 @@ def _prepare(pipeline: Pipeline, split: str, count: int, folder: Path, report: P
 def _score(
     sounds: Sounds, judges: Judges, rows: Sequence[Row], batch: int, stage: str, report: Progress
 ) -> dict[str, list[ClipScores]]:
-    """Scores of every clip for rows that share a recipe, by the rows' keys."""
+    """Scores of every clip for rows that share a recipe, by row key."""
     recipe, count = rows[0].recipe, len(sounds.references)
     scores: dict[str, list[ClipScores]] = {row.key: [] for row in rows}
     for start in range(0, count, batch):
@@ -132,7 +132,7 @@ def _score(
 
 
 def _fingerprint(pipeline: Pipeline) -> str:
-    """What tells the weights of two models apart: the first values of each tensor."""
+    """Hash of all weights: name, dtype and first 8 values of every tensor."""
     digest = hashlib.sha256(fingerprint(pipeline).encode())
     for name, tensor in _made_by(pipeline):
         digest.update(f"{name} {tensor.dtype} {tensor.flatten()[:8].float().cpu().tolist()}\n".encode())

@@ -1,4 +1,4 @@
-"""The best and the worst clips of an evaluation, for listening and looking."""
+"""The best and the worst clips of an evaluation, as sounds and plots."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .spectra import RATE, Waveform
 def write_examples(
     sounds: Sounds, row: Row, overall: Sequence[float], count: int, folder: Path, split: str
 ) -> None:
-    """Write the sounds of the best and the worst clips of a row, and pictures of them beside the truth.
+    """Write the sounds of the best and the worst clips of a row, and plots of them above the truth.
 
     Args:
         sounds: of the split.
-        row: whose recipe makes them again.
-        overall: how good each clip is.
-        count: of the best, and of the worst.
-        folder: made if missing.
-        split: begins the files' names.
+        row: its recipe makes the sounds again.
+        overall: score of each clip, by which clips are ranked.
+        count: number of best clips, and of worst clips.
+        folder: created if missing.
+        split: the first part of the files' names.
 
     Raises:
         InputError: matplotlib is not installed.

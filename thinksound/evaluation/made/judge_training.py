@@ -1,4 +1,4 @@
-"""Training of the judges on true sounds: what they hear, made worse a little, and what is in it."""
+"""Training of the judges on true sounds, which are augmented, and on their known content."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from .spectra import MEL_BANDS, MEL_FRAME_S, RATE, mel_power
 
 _HELD_OUT_FIRST = JUDGES.start + len(JUDGES) // 2  # judge seeds from here on test the judges
 _BATCH = 32
-_ONSET_WIDTH = 1.0  # frames: standard deviation of the target around an onset
-_ONSET_WEIGHT = 3.0  # of frames with an onset over those without, which are many more
+_ONSET_WIDTH = 1.0  # in frames: standard deviation of the target around an onset
+_ONSET_WEIGHT = 3.0  # in the loss of frames with an onset, because frames without are many more
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How much is learned from."""
+    """Amount of training data, epochs and seed of the judges' training."""
 
     standard: int = 2_000  # clips
     hard: int = 3_500
@@ -58,16 +58,16 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Examples:
-    """True sounds as the judges see them, and what is in them."""
+    """True sounds as inputs of the judges, with their targets."""
 
     power: Tensor  # (N, T, 64)
     onsets: Tensor  # (N, T) target of the onset judge
-    kinds: Tensor  # (N, 8) 1 where a kind is there
-    materials: Tensor  # (N, 8) index of its material, -1 where the kind is not there
+    kinds: Tensor  # (N, 8) 1 for each kind in the clip
+    materials: Tensor  # (N, 8) index of each kind's material, -1 if the kind is not in the clip
 
 
 def make_examples(scenes: Sequence[Scene], progress: Callable[[int], None]) -> Examples:
-    """Synthesise scenes of `CLIP_S` seconds; ``progress`` is called with how many are done."""
+    """Synthesise scenes of `CLIP_S` seconds; ``progress`` is called with the number done."""
     frames = round(CLIP_S / MEL_FRAME_S) + 1
     power = np.empty((len(scenes), frames, MEL_BANDS), np.float32)
     onsets = np.zeros((len(scenes), frames), np.float32)
@@ -88,10 +88,10 @@ def make_examples(scenes: Sequence[Scene], progress: Callable[[int], None]) -> E
 
 
 def worsen(power: Tensor, generator: torch.Generator) -> Tensor:
-    """Mel powers (B, T, 64) as a recording or a codec changes them: harmless things that no judge may mind.
+    """Augment mel powers (B, T, 64) by what a recording or a codec does and a judge must not react to.
 
-    A smooth equaliser of a few dB, a low-pass filter somewhere in the upper half, noise from -70 to
-    -35 dB, and powers that are off by up to 1.5 dB here and there.
+    That is a smooth equaliser of a few dB, a low-pass filter in the upper half of the bands in part of the
+    clips, noise from -70 to -35 dB, and random changes of each power, of up to 1.5 dB standard deviation.
     """
     batch = len(power)
 
@@ -102,7 +102,7 @@ def worsen(power: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     curve = F.interpolate(normal(batch, 1, 6) * 3, size=MEL_BANDS, mode="linear", align_corners=True)[:, 0]
-    cutoff = 40 + 60 * uniform(batch, 1)  # a band; most lie beyond the last
+    cutoff = 40 + 60 * uniform(batch, 1)  # the index of a band; most are beyond the last one
     curve = curve - 3 * F.relu(torch.arange(MEL_BANDS) - cutoff)  # dB
     power = power * 10 ** (curve / 10)[:, None]
     scatter = normal(*power.shape)
@@ -114,13 +114,13 @@ def worsen(power: Tensor, generator: torch.Generator) -> Tensor:
 def train_judges(
     folder: Path, options: JudgeOptions | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Make both judges and write them with the record of how well they hear; returns the record.
+    """Train both judges and write them with a record of their accuracy; returns the record.
 
-    Equal options give equal judges on one machine with one number of threads.
+    Equal options give equal judges on the same machine with the same number of threads.
 
     Args:
-        folder: made if missing.
-        options: how much is learned from.
+        folder: created if missing.
+        options: of the training.
         progress: called as ``progress(stage, done, total)``.
 
     Raises:
@@ -152,7 +152,7 @@ def train_judges(
 
 
 def train_onsets(examples: Examples, options: JudgeOptions, report: Progress) -> OnsetJudge:
-    """The onset judge, from true onset times."""
+    """Train the onset judge on true onset times."""
     network = _seeded(OnsetJudge, options.seed)
     weight = torch.tensor(_ONSET_WEIGHT)
 
@@ -164,7 +164,7 @@ def train_onsets(examples: Examples, options: JudgeOptions, report: Progress) ->
 
 
 def train_sources(examples: Examples, options: JudgeOptions, report: Progress) -> SourceJudge:
-    """The judge of kinds, and of materials given the kind."""
+    """Train the judge of kinds, and of materials given the kind."""
     network = _seeded(SourceJudge, options.seed + 1)
 
     def loss(levels: Tensor, rows: Tensor) -> Tensor:
@@ -213,12 +213,12 @@ def _batches(count: int, size: int, epochs: int, generator: torch.Generator) -> 
 
 
 def held_out_scenes(split: str, count: int) -> list[Scene]:
-    """Scenes that the judges were not trained on, and that nothing else uses."""
+    """Scenes for testing the judges, on which nothing was trained."""
     return [make_scene(split, _HELD_OUT_FIRST + index) for index in range(count)]
 
 
 def examine(judges: Judges, scenes: Sequence[Scene]) -> dict[str, float]:
-    """How well the judges, and the plain onset detector, hear the true sounds of scenes."""
+    """Accuracy of the judges, and of the plain onset detector, on the true sounds of scenes."""
     learned, plain = OnsetMatch(0, 0, 0), OnsetMatch(0, 0, 0)
     kinds: list[float] = []
     materials: dict[str, list[bool]] = {name: [] for name in MATERIAL_NAMES}
@@ -247,7 +247,7 @@ def examine(judges: Judges, scenes: Sequence[Scene]) -> dict[str, float]:
 
 
 def _compact(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network, what is large in half precision."""
+    """The tensors of a network, those of several dimensions in half precision."""
     return {
         name: (tensor.half() if tensor.dim() > 1 else tensor).contiguous()
         for name, tensor in network.state_dict().items()

@@ -1,9 +1,9 @@
-"""Judges of made sounds: small networks, trained on true sounds alone, that hear what strikes, and of what.
+"""Judges: small networks that recognise onsets, kinds and materials in sounds of synthetic clips.
 
-They stand between a measure and the generator: they never saw a generated sound, nor a seed that trains or
-measures one (`thinksound.synthetic.seeds`). Both look at powers in mel bands every 10 ms, relative to the
-loudest of the clip down to -60 dB, with both channels added up. `thinksound.evaluation.made.judge_training`
-makes them; how well they hear true sounds that they were not trained on stands in ``judges.json``.
+They are independent of the generator: they were trained on true sounds only, with seeds that neither train
+nor measure a generator (`thinksound.synthetic.seeds`). Both take powers in mel bands every 10 ms, relative
+to the loudest of the clip down to -60 dB, summed over both channels. `evaluation.made.judge_training` trains
+them; ``judges.json`` has their accuracy on true sounds that they were not trained on.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ FOLDER = "judges"  # in the weights folder
 ONSETS_FILE, SOURCES_FILE, RECORD_FILE = "onsets.safetensors", "sources.safetensors", "judges.json"
 KIND_NAMES, MATERIAL_NAMES = tuple(KINDS), tuple(MATERIALS)
 
-_FLOOR = 1e-6  # power relative to the loudest
+_FLOOR = 1e-6  # relative to the largest power
 _ONSET_LIKELIHOOD = 0.4
 
 
 def relative_level(power: Tensor) -> Tensor:
-    """Mel powers (B, T, 64) as the judges take them: logarithms, about -2 for -60 dB to 2 for the loudest."""
+    """Mel powers (B, T, 64) as inputs of the judges: logarithms from -2 (-60 dB) to 2 (loudest)."""
     loudest = power.amax(dim=(1, 2), keepdim=True).clamp_min(1e-20)
     return (power / loudest + _FLOOR).log10() / 1.5 + 2
 
 
 class _Bands(nn.Module):
-    """Two convolutions over time and bands, then all bands side by side as channels."""
+    """Two convolutions over time and bands; the bands are then flattened into channels."""
 
     def __init__(self, widths: tuple[int, int], time_stride: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class _Step(nn.Module):
 
 
 class OnsetJudge(nn.Module):
-    """Levels (B, T, 64) to logits (B, T): does something strike in this frame?"""
+    """Levels (B, T, 64) to logits (B, T) of an onset in each frame."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -116,18 +116,18 @@ class SourceJudge(nn.Module):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judges hear in one sound."""
+    """The judges' output for one sound."""
 
     onsets: FloatArray  # seconds (N,)
     kinds: FloatArray  # (8,) logits, in the order of `KIND_NAMES`
     materials: FloatArray  # (8, 5) logits for each kind, in the order of `MATERIAL_NAMES`
 
     def likeliest_kinds(self, count: int) -> tuple[str, ...]:
-        """The ``count`` kinds that are heard most clearly."""
+        """The ``count`` kinds with the largest logits."""
         return tuple(KIND_NAMES[index] for index in np.argsort(-self.kinds, kind="stable")[:count])
 
     def material_of(self, kind: str) -> str:
-        """The material of a kind, of those that it can have, given that it is heard at all."""
+        """The likeliest material of a kind among those that it can have, given that the kind is there."""
         row = self.materials[KIND_NAMES.index(kind)]
         return max(KINDS[kind].materials, key=lambda name: float(row[MATERIAL_NAMES.index(name)]))
 
@@ -136,7 +136,7 @@ class Judges:
     """Both judges, ready to listen."""
 
     def __init__(self, onsets: OnsetJudge, sources: SourceJudge, record: dict[str, Any]) -> None:
-        self.record = record  # how they were made and how well they hear
+        self.record = record  # their training data and accuracy
         self._onsets = onsets.eval()
         self._sources = sources.eval()
 
@@ -154,19 +154,19 @@ class Judges:
 
 
 def onsets_of(likelihood: FloatArray) -> FloatArray:
-    """Onsets in seconds from the likelihood (T,) of one in each frame of 10 ms."""
+    """Onsets in seconds (N,) from the likelihood (T,) of an onset in each frame of 10 ms."""
     return pick_peaks(likelihood, MEL_FRAME_S, _ONSET_LIKELIHOOD, RESOLUTION_S - MEL_FRAME_S)
 
 
 def judges_folder(weights: Path | None = None) -> Path:
-    """Where the judges are: in the weights folder, if their record is there, else in `bundled_dir`."""
+    """The folder of the judges: in the weights folder if it holds their record, else in `bundled_dir`."""
     folder = weights_folder(weights) / FOLDER
     bundled = bundled_dir() / FOLDER
     return bundled if not (folder / RECORD_FILE).is_file() and bundled.is_dir() else folder
 
 
 def load_judges(folder: Path) -> Judges:
-    """The judges of a folder.
+    """Load the judges of a folder.
 
     Raises:
         WeightsError: a file is missing, damaged, or of other networks.

@@ -1,7 +1,7 @@
-"""Measures of a sound beside its onsets: level, panning, buzz, flatness, ring-down, pitch.
+"""Measures of a sound other than its onsets: level, panning, buzz, flatness, ring-down, pitch.
 
-Each looks at one thing and is a function of sounds alone, (2, A) at `spectra.RATE`. Which clips a measure
-is fit for, and what is made of its values over many clips, is the business of `evaluation.made.scores`.
+Each measures one property and is a function of sounds alone, (2, A) at `spectra.RATE`.
+`evaluation.made.scores` decides which clips a measure applies to and combines its values over clips.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import numpy as np
 
 from .spectra import FRAME_S, HOP, RATE, FloatArray, Waveform, magnitudes
 
-TRACK_S = 0.02  # between two values of a level or a pan
+TRACK_S = 0.02  # between two values of a level, a pan or a pitch
 _TRACK_HOP = round(TRACK_S * RATE)
-_SMOOTHING = 11  # values under the window of a level: a fifth of a second, half of it counts
+_SMOOTHING = 11  # values in the window of a level: 0.2 s, of effective width 0.1 s
 
 _BUZZ_WINDOW = 128  # samples: 8 ms, so that an envelope can follow 100 Hz
 _BUZZ_BANDS = 8
-_FLATNESS_WINDOW = 2_048  # samples: 7.8 Hz a bin, four bins between lines at the latent rate of 31 Hz
-_FLATNESS_BINS = 64  # of a band in which the spectrum of noise is about level: 500 Hz
-_FLATNESS_RANGE_DB = 40.0  # quieter bands do not count
+_FLATNESS_WINDOW = 2_048  # samples: 7.8 Hz per bin, four bins between lines at the latent rate of 31 Hz
+_FLATNESS_BINS = 64  # per band, 500 Hz, over which the spectrum of noise is about constant
+_FLATNESS_RANGE_DB = 40.0  # bands this much below the loudest do not count
 _DECAY_DB = 20.0
-_STRIKE_S = (-0.05, 0.1)  # around an onset, where the peak of its impact is looked for
+_STRIKE_S = (-0.05, 0.1)  # range around an onset in which the peak of its impact is searched
 _PITCH_WINDOW, _PITCH_BINS = 1_024, 4_096
-_PITCH_STEP = 1.01  # between two candidates
+_PITCH_STEP = 1.01  # ratio of two neighbouring candidates
 _HARMONICS = 8
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Weighted sums over pairs (x, y), so that a correlation can be taken over the frames of many clips."""
+    """Weighted sums over pairs (x, y), for a correlation over the frames of many clips."""
 
     weight: float = 0.0
     x: float = 0.0
@@ -58,7 +58,7 @@ class Moments:
 
     @property
     def correlation(self) -> float:
-        """Pearson's, 0 where one of the two does not vary."""
+        """Pearson's correlation; 0 if x or y does not vary."""
         if self.weight <= 0:
             return 0.0
         mean_x, mean_y = self.x / self.weight, self.y / self.weight
@@ -70,7 +70,7 @@ class Moments:
 
 
 def channel_levels(waveform: Waveform) -> FloatArray:
-    """RMS level of each channel (2, T) under a window of 0.1 s, one value every 20 ms."""
+    """RMS level of each channel (2, T) in windows of 0.1 s, one value every 20 ms."""
     hops = waveform.shape[-1] // _TRACK_HOP
     squares = waveform[:, : hops * _TRACK_HOP].astype(np.float64) ** 2
     power = squares.reshape(len(waveform), hops, _TRACK_HOP).mean(axis=2)  # (2, T)
@@ -85,7 +85,7 @@ def level(waveform: Waveform) -> FloatArray:
 
 
 def level_correlation(waveform: Waveform, true: Waveform) -> float:
-    """How well a level follows the true one over time, whatever the gain."""
+    """Correlation of the level over time with the true one, independent of gain."""
     found, expected = level(waveform), level(true)
     length = min(len(found), len(expected))
     # Relative to their peaks, so that quiet sounds vary as much as loud ones.
@@ -95,13 +95,13 @@ def level_correlation(waveform: Waveform, true: Waveform) -> float:
 
 
 def pan(waveform: Waveform) -> FloatArray:
-    """Where a sound comes from (T,), -1 left to 1 right, by the law of constant power."""
+    """Pan of a sound (T,), -1 left to 1 right, by the constant-power law, one value every 20 ms."""
     left, right = channel_levels(waveform)
     return np.arctan2(right, left + 1e-12) * 4 / np.pi - 1
 
 
 def pan_moments(waveform: Waveform, true: Waveform) -> Moments:
-    """Pans over time, found (x) and true (y), weighted by the true level; every clip weighs one."""
+    """Moments of found (x) and true pan (y) over time, weighted by the true level; the weights sum to 1."""
     weights = level(true)
     found, expected = pan(waveform), pan(true)
     length = min(len(found), len(expected))
@@ -113,10 +113,10 @@ def pan_moments(waveform: Waveform, true: Waveform) -> Moments:
 
 
 def buzz_db(waveform: Waveform, rate_hz: float) -> float:
-    """How far the loudness of noise pulses at a rate and its multiples, in dB over other rates near them.
+    """Modulation of the bands' levels at a rate and its multiples, in dB over neighbouring rates.
 
-    A codec that has not learned noise repeats itself with every latent: its bands pulse at the latent rate.
-    0 for noise, silence, or steady tones; 10 and more is heard as a buzz.
+    A codec that has not learned noise repeats itself with every latent frame, so its bands pulse at the rate
+    of the latents. About 0 for noise, silence or steady tones; 10 and more is heard as a buzz.
     """
     sound = waveform.mean(axis=0)
     power = magnitudes(sound, _BUZZ_WINDOW) ** 2  # (T, F) 200 per second
@@ -138,7 +138,7 @@ def buzz_db(waveform: Waveform, rate_hz: float) -> float:
 
 
 def flatness_db(waveform: Waveform) -> float:
-    """Spectral flatness in narrow bands, in dB: about -2.5 for noise, less for lines, 0 for silence."""
+    """Spectral flatness in bands of 500 Hz, in dB: about -2.5 for noise, lower for tones, 0 for silence."""
     values = []
     for channel in waveform:
         power = magnitudes(channel, _FLATNESS_WINDOW, _FLATNESS_WINDOW // 2)[:, 1:] ** 2
@@ -152,9 +152,9 @@ def flatness_db(waveform: Waveform) -> float:
 
 
 def decay_times(waveform: Waveform, onsets: FloatArray, spans_s: FloatArray) -> FloatArray:
-    """Seconds (N,) until the impacts at ``onsets`` have fallen by 20 dB.
+    """Seconds (N,) in which the impacts at ``onsets`` fall by 20 dB from their peaks.
 
-    An impact that has not fallen that far after its span gets the whole span; one that is silent gets 0.
+    The search ends ``spans_s`` after each onset, also if the impact is still louder; a silent one gets 0.
     """
     power = np.mean(waveform.astype(np.float64) ** 2, axis=0)
     window = np.hanning(2 * HOP + 1)
@@ -175,7 +175,8 @@ def decay_times(waveform: Waveform, onsets: FloatArray, spans_s: FloatArray) -> 
 def pitch_track(waveform: Waveform, low_hz: float, high_hz: float) -> FloatArray:
     """Fundamental frequency in Hz (T,) between two limits, one value every 20 ms.
 
-    The candidate whose first eight harmonics hold the largest magnitudes, the lower ones weighing more.
+    It is the candidate with the largest weighted sum of the magnitudes of its first eight harmonics; lower
+    harmonics weigh more.
     """
     spectrum = magnitudes(
         np.asarray(waveform.mean(axis=0), dtype=np.float64), _PITCH_WINDOW, _TRACK_HOP, _PITCH_BINS
@@ -191,5 +192,5 @@ def pitch_track(waveform: Waveform, low_hz: float, high_hz: float) -> FloatArray
 
 
 def pitch_agreement(found_hz: FloatArray, true_hz: FloatArray, tolerance: float = 0.05) -> float:
-    """Share of the frames in which a pitch lies within a tolerance of the true one."""
+    """Share of the frames in which the pitch is within a relative tolerance of the true one."""
     return float(np.mean(np.abs(found_hz / true_hz - 1) <= tolerance))

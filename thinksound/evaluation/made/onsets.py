@@ -1,8 +1,8 @@
-"""When something strikes: a plain onset detector, and how found onsets agree with true ones.
+"""Onsets: a plain detector, and the agreement of found onsets with true ones.
 
-The detector learns nothing: it adds up how much every band of the spectrum has grown within 15 ms and takes
-the peaks that stand out of their surroundings. It is nearly exact where single impacts sound alone. Rain,
-scraping and engines make it fire, so that scenes with them need a judge that has learned the difference
+The detector is not trained: it sums how much every band of the spectrum has grown within 15 ms (spectral
+flux) and takes the peaks that stand out from their surroundings. It is nearly exact for single impacts.
+Rain, scraping and engines cause false onsets, so scenes with them need the trained judge
 (`thinksound.evaluation.made.judges`).
 """
 
@@ -17,18 +17,18 @@ import numpy as np
 from ...synthetic.scene import Scene
 from .spectra import FRAME_S, HOP, WINDOW, FloatArray, Waveform, magnitudes, resample
 
-RESOLUTION_S = 0.05  # true onsets nearer than this to the one before are heard as one
+RESOLUTION_S = 0.05  # a true onset this soon after another one counts as the same
 
 _LAG = 3  # frames between the two spectra that are compared
 _BANDS = 24
-_RANGE = 1e3  # power below 1 / _RANGE of the loudest band hardly counts
+_RANGE = 1e3  # power below 1 / _RANGE of the loudest hardly counts
 _PROMINENCE = 12.0  # of a peak over the median of its surroundings
-_ECHO_S = 0.1  # a lower peak this soon after a higher one is its echo from the walls
+_ECHO_S = 0.1  # a lower peak this near to a higher one is an echo from the walls
 _SURROUNDINGS_S = 0.3  # on each side
 
 
 def detect_onsets(waveform: Waveform, sample_rate: int) -> FloatArray:
-    """Times in seconds (N,) at which something strikes in ``waveform (2, A)``, in order."""
+    """Times in seconds (N,) of the onsets in ``waveform (2, A)``, in order."""
     sound = resample(np.asarray(waveform, dtype=np.float32), sample_rate)
     power = np.sum([magnitudes(channel) ** 2 for channel in sound], axis=0)  # (T, F)
     edges = np.unique(np.geomspace(2, power.shape[1], _BANDS + 1).astype(int))
@@ -39,7 +39,7 @@ def detect_onsets(waveform: Waveform, sample_rate: int) -> FloatArray:
     level = np.log1p(bands / loudest * _RANGE)
     flux = np.zeros(level.shape[1])
     flux[_LAG:] = np.maximum(level[:, _LAG:] - level[:, :-_LAG], 0).sum(axis=0)
-    flux[-(WINDOW // HOP) :] = 0  # where the sound is cut off, every band grows
+    flux[-(WINDOW // HOP) :] = 0  # every band grows where the sound is cut off
     return pick_peaks(flux, FRAME_S, _PROMINENCE, _ECHO_S)
 
 
@@ -48,8 +48,8 @@ def pick_peaks(curve: FloatArray, frame_s: float, prominence: float, apart_s: fl
 
     Args:
         curve: (T,), one value every ``frame_s`` seconds.
-        prominence: by how much a peak exceeds the median of the 0.3 s on each side of it.
-        apart_s: of peaks that lie nearer together the highest counts.
+        prominence: by how much a peak must exceed the median of the 0.3 s on each side of it.
+        apart_s: of peaks that are nearer to each other than this, only the highest counts.
     """
     apart, around = round(apart_s / frame_s), round(_SURROUNDINGS_S / frame_s)
     found: list[int] = []
@@ -63,7 +63,7 @@ def pick_peaks(curve: FloatArray, frame_s: float, prominence: float, apart_s: fl
 
 
 def true_onsets(scene: Scene) -> FloatArray:
-    """Onsets in seconds (N,) of everything that strikes in a scene, as an ear can tell them apart."""
+    """Onsets in seconds (N,) of all impacts of a scene; those within `RESOLUTION_S` count as one."""
     onsets = np.sort(np.concatenate([source.onsets for source in scene.sources]))
     kept: list[float] = []
     for onset in onsets.tolist():
@@ -74,7 +74,7 @@ def true_onsets(scene: Scene) -> FloatArray:
 
 @dataclass(frozen=True)
 class OnsetMatch:
-    """How many onsets of a clip, or of many, were there, were found, and were found in their place."""
+    """Numbers of true, found and matched onsets (hits), of one clip or of many."""
 
     hits: int
     true: int
@@ -93,7 +93,7 @@ class OnsetMatch:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 1 where nothing was to be found and nothing was."""
+        """Harmonic mean of precision and recall; 1 if there is no true and no found onset."""
         total = self.true + self.found
         return 2 * self.hits / total if total else 1.0
 
@@ -104,7 +104,7 @@ def match_onsets(
     """Pair true and found onsets, each used once, as many as possible within the tolerance."""
     expected, heard = np.sort(np.asarray(true)), np.sort(np.asarray(found))
     i = j = hits = 0
-    while i < len(expected) and j < len(heard):  # earliest with earliest loses no pair on a line
+    while i < len(expected) and j < len(heard):  # pairing the earliest first gives the most pairs
         if abs(expected[i] - heard[j]) <= tolerance_s:
             hits, i, j = hits + 1, i + 1, j + 1
         elif expected[i] < heard[j]:
@@ -115,5 +115,5 @@ def match_onsets(
 
 
 def total(matches: Iterable[OnsetMatch]) -> OnsetMatch:
-    """Counts over many clips: their F1 weighs every event alike, not every clip."""
+    """Sum of the counts of many clips; its F1 weighs every event equally, not every clip."""
     return sum(matches, OnsetMatch(0, 0, 0))

@@ -1,4 +1,4 @@
-"""What an evaluation on synthetic clips can be told, with the defaults of Python and command line."""
+"""The options of an evaluation on synthetic clips, with the defaults of Python and the command line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class EvaluationOptions:
     splits: tuple[str, ...] = SPLITS
     count: int = 240  # clips of each split
     rows: tuple[str, ...] | None = None  # keys; None for all
-    cfg_scale: float | None = None  # None: as the preset
+    cfg_scale: float | None = None  # None: that of the preset
     steps: int = 24
     batch: int = 16  # clips that are sampled together
     part: tuple[int, int] = (1, 1)  # (I, N): the I-th of N shares of the rows
-    examples: int = 0  # this many of the best and of the worst generated clips are written
+    examples: int = 0  # number of best and of worst generated clips to write
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
-            ("count", self.count, 2, len(MEASURED)),  # one whose sound is given to another
+            ("count", self.count, 2, len(MEASURED)),  # 2, because the row "another" swaps sounds
             ("batch", self.batch, 1, 1_024),
             ("steps", self.steps, STEPS.low, STEPS.high),
             ("examples", self.examples, 0, self.count // 2),

@@ -1,4 +1,4 @@
-"""A generated sound as a picture: waveform, spectrogram, the true events, and the true sound below."""
+"""A plot of a generated sound: its waveform and spectrogram, the true events, and the true spectrogram."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def plot_sound(
     """Write a PNG of a generated sound and of the true one, on one time axis.
 
     Args:
-        path: where to; the file appears whole or not at all.
+        path: of the PNG, which appears whole or not at all.
         generated: (2, A).
         true: (2, A').
         sample_rate: of both, in Hz.
-        true_onsets: seconds; lines through every panel.
-        found_onsets: seconds, as heard in ``generated``; marks on its waveform.
-        title: above everything.
+        true_onsets: in seconds, drawn as lines through every panel.
+        found_onsets: in seconds, detected in ``generated``, drawn as marks above its waveform.
+        title: of the plot.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -54,7 +54,7 @@ def plot_sound(
     time = np.arange(generated.shape[1]) / sample_rate
     wave.plot(time, generated[0], linewidth=0.4, label="left")
     wave.plot(time, generated[1], linewidth=0.4, alpha=0.7, label="right")
-    if len(found_onsets):  # without any, matplotlib finds no room for the panels
+    if len(found_onsets):  # matplotlib cannot lay out the panels with an empty series
         marks = np.full(len(found_onsets), 1.1)
         wave.plot(found_onsets, marks, "kv", markersize=5, label="heard", clip_on=False)
     wave.set(title=title, ylabel="generated", ylim=(-1.2, 1.2))
@@ -72,7 +72,7 @@ def plot_sound(
 
 
 def draw_spectrogram(axes: Axes, waveform: Waveform, sample_rate: int) -> None:
-    """Draw the level of ``waveform (2, A)`` up to 8 kHz, 80 dB down from its loudest point."""
+    """Draw the spectrogram of ``waveform (2, A)`` up to 8 kHz, over 80 dB below its loudest point."""
     sound = resample(waveform, sample_rate).mean(axis=0)
     power = magnitudes(sound).T ** 2  # (F, T)
     level = 10 * np.log10(np.maximum(power / max(float(power.max()), 1e-20), 10 ** (-_RANGE_DB / 10)))

@@ -1,4 +1,4 @@
-"""Finished rows in a folder, and their summary: an evaluation that was interrupted goes on from them."""
+"""Finished rows in a folder, from which an interrupted evaluation resumes, and their summary."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Results:
     """The finished rows in an output folder.
 
     Raises:
-        InputError: the folder holds rows that were made otherwise.
-        OutputError: it cannot be written.
+        InputError: the folder holds rows of other settings, or a damaged file.
+        OutputError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> None:
@@ -58,7 +58,7 @@ class Results:
         return self._path(split, row).is_file()
 
     def add(self, split: str, row: Row, clips: Sequence[ClipScores]) -> None:
-        """Keep a finished row, and bring the summary up to date."""
+        """Write a finished row and update the summary."""
         record = {
             "measures": summarise(clips, split, row.recipe.contradicted),
             "clips": [{"overall": each.overall, **asdict(each)} for each in clips],
@@ -68,7 +68,11 @@ class Results:
         self.write()
 
     def read(self, split: str, row: Row) -> dict[str, Any]:
-        """A finished row: its measures and its clips."""
+        """Read a finished row: its measures and its clips.
+
+        Raises:
+            InputError: its file is damaged.
+        """
         path = self._path(split, row)
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -76,7 +80,7 @@ class Results:
             raise InputError(f"{path}: damaged ({error}); delete it and start again") from None
 
     def write(self) -> Path:
-        """Sum up all rows that are there; returns the path of the table."""
+        """Write the summary of all finished rows; returns the path of the table."""
         splits = {
             split: {row.key: self.read(split, row)["measures"] for row in self._rows if self.has(split, row)}
             for split in SPLITS

@@ -1,4 +1,4 @@
-"""The rows of the table: whose sound is measured, and what its making lacked."""
+"""The rows of the table: which sound is measured, and how it was made."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STEPS = (4, 8, 16, 24, 48)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a sound comes about. Rows of one recipe are measured on the same sounds."""
+    """How a sound is made. Rows of one recipe are measured on the same sounds."""
 
     maker: Literal["truth", "codec", "model"] = "model"
     guidance_scale: float = 1.0
     steps: int = 1
-    absent: tuple[str, ...] = ()  # of `CONDITIONS`: replaced by what the network has learned for "nothing"
-    contradicted: bool = False  # the texts name other materials than the picture's
-    scrambled: bool = False  # every tensor of the transformer shuffled
+    absent: tuple[str, ...] = ()  # of `CONDITIONS`: replaced by the network's null features
+    contradicted: bool = False  # the texts name other materials than the scene's
+    scrambled: bool = False  # the values of every tensor of the transformer are shuffled
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Row:
     key: str
     title: str
     recipe: Recipe
-    swapped: bool = False  # each sound is measured as that of the next clip of its sort
+    swapped: bool = False  # each sound is measured against another clip, see `Sounds.partner`
 
 
 def table_rows(guidance_scale: float, steps: int) -> tuple[Row, ...]:
     """Every row, in the order of the table.
 
     Args:
-        guidance_scale: of all rows but those that compare guidance.
-        steps: of all rows but those that compare steps.
+        guidance_scale: of all rows except those that compare guidance scales.
+        steps: of all rows except those that compare step counts.
     """
     model = Recipe(guidance_scale=guidance_scale, steps=steps)
     truth, codec = Recipe("truth"), Recipe("codec")
@@ -64,10 +64,10 @@ def table_rows(guidance_scale: float, steps: int) -> tuple[Row, ...]:
 
 
 def choose(rows: Sequence[Row], keys: Sequence[str] | None) -> tuple[Row, ...]:
-    """The rows of these keys, in the order of the table; all of them for None.
+    """The rows with these keys, in the order of the table; all rows for None.
 
     Raises:
-        InputError: a key is not that of a row.
+        InputError: no row has one of the keys.
     """
     if keys is None:
         return tuple(rows)

@@ -1,4 +1,4 @@
-"""One sound scored against its scene, and the scores of many clips summed up."""
+"""Scores of one sound against its scene, and their summary over many clips."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from .onsets import OnsetMatch, detect_onsets, match_onsets, total, true_onsets
 from .spectra import RATE, Waveform
 
 TOLERANCES_S = (0.05, 0.1)
-ISOLATED_S = 0.4  # an impact rings undisturbed for at least that long
-_LONGEST_S = 1.5  # of a ring-down
+ISOLATED_S = 0.4  # for this long nothing follows an impact whose ring-down is measured
+_LONGEST_S = 1.5  # limit of a measured ring-down
 _NOISY = ("rain", "slide")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A scene, and what its texts say it is made of."""
+    """A scene, and the materials that its texts name."""
 
     scene: Scene
-    materials: tuple[str, ...]  # one per source, as the texts have them
+    materials: tuple[str, ...]  # one per source, as the texts name them
 
     @classmethod
     def of(cls, scene: Scene) -> Reference:
-        """A scene whose texts say the truth."""
+        """The scene with texts that name its true materials."""
         return cls(scene, tuple(source.material for source in scene.sources))
 
     @classmethod
     def contradicting(cls, scene: Scene) -> Reference:
-        """The scene with texts that name another material wherever there is a choice; the seed decides."""
+        """The scene with texts that name another material for every kind that has several, by its seed."""
         rng = np.random.default_rng([scene.seed, 43])
         materials = []
         for source in scene.sources:
@@ -57,7 +57,7 @@ class Reference:
 
     @cached_property
     def waveform(self) -> Waveform:
-        """The sound (2, A) of the scene as the texts have it, at `spectra.RATE`."""
+        """The sound (2, A), at `spectra.RATE`, of the scene with the materials that the texts name."""
         sources = tuple(
             replace(source, material=material)
             for source, material in zip(self.scene.sources, self.materials, strict=True)
@@ -66,39 +66,39 @@ class Reference:
 
     @property
     def is_impulsive(self) -> bool:
-        """Whether anything strikes."""
+        """Whether the scene has any impact."""
         return any(source.events for source in self.scene.sources)
 
 
 @dataclass(frozen=True)
 class HeardMaterial:
-    """A source whose kind leaves a choice: what the texts say and what the judge hears."""
+    """The material that the texts name and the one that the judge hears, of a source with a choice."""
 
     said: str
     heard: str
-    against_color: bool  # the picture shows the usual colour of another material
+    against_color: bool  # the source has the usual colour of another material
 
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Everything measured on one clip; what does not apply to it is absent."""
+    """All measures of one clip; those that do not apply to it are None or empty."""
 
     seed: int
-    kinds: tuple[str, ...]  # that are there
-    heard: tuple[str, ...]  # as many, heard most clearly
+    kinds: tuple[str, ...]  # of the sources
+    heard: tuple[str, ...]  # the same number of kinds, those that the judge hears most clearly
     materials: tuple[HeardMaterial, ...]
     pan: Moments
-    plain: tuple[OnsetMatch, ...] = ()  # per tolerance, by the detector that learned nothing
+    plain: tuple[OnsetMatch, ...] = ()  # per tolerance, by the plain detector
     learned: tuple[OnsetMatch, ...] = ()  # per tolerance, by the judge
     levels: dict[str, float] | None = None  # continuous kind -> correlation of the whole clip's level
-    buzz_db: float | None = None  # more than in the true sound
-    flatness_db: float | None = None  # more than in the true sound
-    decays: tuple[float, ...] = ()  # ring-downs over the true ones
-    pitch: float | None = None  # share of the time in tune
+    buzz_db: float | None = None  # minus that of the true sound
+    flatness_db: float | None = None  # minus that of the true sound
+    decays: tuple[float, ...] = ()  # ratios of ring-down times to the true ones
+    pitch: float | None = None  # share of the frames in tune
 
     @property
     def overall(self) -> float:
-        """How good a clip is in one figure from 0 to 1, for finding examples to look at."""
+        """One score from 0 to 1, by which examples are chosen."""
         parts = [float(np.mean([kind in self.heard for kind in self.kinds]))]
         parts += [float(each.said == each.heard) for each in self.materials]
         parts += [self.learned[0].f1] if self.learned else []
@@ -112,10 +112,10 @@ def score_clip(
     """Score a sound (2, A) at `spectra.RATE` as the sound of a scene.
 
     Args:
-        reference: what should be heard.
-        waveform: what is heard.
-        judgement: of the waveform.
-        latent_rate_hz: of the codec that made it, where its buzz would lie.
+        reference: the scene and its materials.
+        waveform: the sound.
+        judgement: of the sound.
+        latent_rate_hz: of the codec that made the sound; a buzz would have this rate.
     """
     scene, true = reference.scene, reference.waveform
     kinds = tuple(source.kind for source in scene.sources)
@@ -162,7 +162,7 @@ def score_clip(
 
 
 def _decays(scene: Scene, waveform: Waveform, true: Waveform) -> tuple[float, ...]:
-    """Ring-downs over the true ones, of impacts that nothing follows for `ISOLATED_S`."""
+    """Ratios of ring-down times to the true ones, for impacts that nothing follows for `ISOLATED_S`."""
     onsets = np.sort(np.concatenate([source.onsets for source in scene.sources]))
     spans = np.diff(np.append(onsets, scene.duration_s))
     before = np.diff(np.insert(onsets, 0, -1.0))
@@ -170,14 +170,14 @@ def _decays(scene: Scene, waveform: Waveform, true: Waveform) -> tuple[float, ..
     onsets, spans = onsets[isolated], np.minimum(spans[isolated] - 0.06, _LONGEST_S)
     expected = decay_times(true, onsets, spans)
     found = decay_times(waveform, onsets, spans)
-    # Where the true sound itself does not fall far enough before the next one, nothing can be told.
+    # Left out are impacts whose true sound does not fall by 20 dB within its span.
     complete = expected < spans - 0.02
     return tuple((np.maximum(found, 0.005) / np.maximum(expected, 0.005))[complete].tolist())
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One column: what it is called, where good values lie, how it is written."""
+    """One column of the table: its key in the results, its title and its number format."""
 
     key: str
     title: str
@@ -204,12 +204,12 @@ MEASURES = (
 
 
 def summarise(clips: Sequence[ClipScores], split: str, contradicted: bool = False) -> dict[str, float]:
-    """The measures of a row; those that no clip is fit for are left out.
+    """The measures of a row; those that apply to no clip are left out.
 
     Args:
         clips: at least one.
         split: hard clips take their onsets from the judge, standard ones from the plain detector.
-        contradicted: the texts named other materials, so that materials heard are obedience.
+        contradicted: the texts named other materials, so the materials heard tell whether they are followed.
     """
     result: dict[str, float] = {}
     for place, name in enumerate(("50", "100")):

@@ -1,4 +1,4 @@
-"""The sounds of held-out clips: true, through the codec, or made by a model from what was encoded."""
+"""The sounds of held-out clips: true, through the codec, or generated from encoded features."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class Sounds:
         return sound.sample_rate / sound.hop
 
     def reference(self, recipe: Recipe, index: int) -> Reference:
-        """What a sound of the recipe is held against."""
+        """What a sound of the recipe is compared with."""
         return (self._contradicting if recipe.contradicted else self.references)[index]
 
     def partner(self, index: int) -> int:
-        """The clip that a clip's sound is given to: the next one, of those with impacts or those without."""
+        """The clip that a swapped sound is compared with: the next that also has, or also lacks, impacts."""
         count, impulsive = len(self.references), self.references[index].is_impulsive
         later = [(index + step) % count for step in range(1, count)]
         alike = [each for each in later if self.references[each].is_impulsive == impulsive]
         return (alike or later)[0]
 
     def make(self, recipe: Recipe, indices: Sequence[int]) -> list[Waveform]:
-        """Sounds (2, A) at `spectra.RATE`, as long as the clips at most."""
+        """Sounds (2, A) at `spectra.RATE`, no longer than their clips."""
         if recipe.maker == "truth":
             return [self.reference(recipe, index).waveform for index in indices]
         latents = (
@@ -76,7 +76,7 @@ class Sounds:
         return sounds
 
     def _sample(self, recipe: Recipe, indices: Sequence[int]) -> Tensor:
-        """Latents (B, C, T); the noise of a clip follows from its seed alone."""
+        """Latents (B, C, T); the noise of a clip depends only on its seed."""
         pipeline, clips = self._pipeline, self._clips
         stored = clips.batch(indices).features
         features = [{name: part[row] for name, part in stored.items()} for row in range(len(indices))]
@@ -102,7 +102,7 @@ class Sounds:
         return torch.stack([sample.latents for sample in samples])
 
     def _scramble(self) -> Pipeline:
-        """The pipeline with the values of each tensor of its transformer in random order."""
+        """The pipeline with the values of each parameter of its transformer shuffled."""
         if self._scrambled is None:
             pipeline, generator = self._pipeline, torch.Generator().manual_seed(0)
             with pipeline.placement.on_device(TRANSFORMER), torch.inference_mode():

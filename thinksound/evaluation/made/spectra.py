@@ -1,11 +1,11 @@
-"""What every measure looks at: sound at one rate, its magnitudes over time, its bands."""
+"""What all measures use: sound at one sample rate, its spectrum over time, its mel bands."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-RATE = 16_000  # Hz; sounds of another rate are resampled before anything is measured
+RATE = 16_000  # Hz; all sounds are resampled to it before they are measured
 HOP = 80  # samples between frames: 5 ms
 FRAME_S = HOP / RATE
 WINDOW = 512  # samples of a frame: 32 ms
@@ -18,12 +18,12 @@ Waveform = NDArray[np.float32]  # (2, A)
 
 
 def resample(waveform: Waveform, sample_rate: int) -> Waveform:
-    """Waveform (C, A) at `RATE`, by cutting or filling its spectrum; itself where it has that rate."""
+    """Resample a waveform (C, A) to `RATE` by truncating or zero-padding its spectrum."""
     if sample_rate == RATE:
         return waveform
     samples = waveform.shape[-1]
     length = round(samples * RATE / sample_rate)
-    # Mirrored ends, so that the seam of the circular transform falls outside of what is kept.
+    # Mirrored ends, so that the seam of the circular transform is outside of what is kept.
     edge = min(samples - 1, sample_rate // 10)
     padded = np.pad(waveform.astype(np.float64), ((0, 0), (edge, edge)), mode="reflect")
     total = round(padded.shape[-1] * RATE / sample_rate)
@@ -40,9 +40,9 @@ def resample(waveform: Waveform, sample_rate: int) -> Waveform:
 def magnitudes(
     sound: FloatArray | NDArray[np.float32], window: int = WINDOW, hop: int = HOP, bins: int = 0
 ) -> FloatArray:
-    """Hann-windowed spectrum magnitudes (T, F) of sound (A,) at `RATE`; frame i is centred on sample i * hop.
+    """Magnitudes (T, F) of the Hann-windowed spectrum of sound (A,); frame i is centred on sample i * hop.
 
-    A sine of amplitude 1 gives 0.5 in its bin. ``bins`` lengthens the transform for a finer spectrum.
+    A sine of amplitude 1 gives 0.5 in its bin. ``bins`` is a longer transform, for a finer spectrum.
     """
     padded = np.pad(sound, window // 2, mode="reflect")  # zeros would sound like a click at the ends
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]

@@ -9,7 +9,7 @@ from .scores import MEASURES
 
 
 def markdown_table(rows: Sequence[Row], results: Mapping[str, Mapping[str, float]]) -> str:
-    """One line per row that has results, one column per measure that any of them has.
+    """The table: one line per row that has results, one column per measure that any row has.
 
     Args:
         rows: in the order of the table.
