@@ -1,4 +1,4 @@
-"""Preparing clips for training: what is stored, what is skipped, and that an interruption changes nothing."""
+"""Preparing clips for training: what is stored, what is skipped, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def made(pipeline, tmp_path_factory):
-    """Five made clips of two seconds in shards of two, in one go."""
+    """Five synthetic clips of two seconds in shards of two, prepared without interruption."""
     folder = tmp_path_factory.mktemp("made")
     prepare_clips(pipeline, MADE, folder, duration_s=2, shard_size=2)
     return folder
@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def near(stored: torch.Tensor, exact: torch.Tensor) -> bool:
-    """Equal but for float16 and for the size of the batch in which it was computed."""
+    """Equal up to float16 and the effect of the batch size on rounding."""
     return torch.linalg.norm(stored - exact) <= 1e-3 * torch.linalg.norm(exact)
 
 
@@ -102,7 +102,7 @@ def test_latents_are_those_of_the_sound_from_each_clips_beginning(pipeline, tmp_
     prepare_clips(pipeline, [source(path)], tmp_path / "p", duration_s=1)
     clips = PreparedClips(tmp_path / "p")
     assert clips.names == ["n.wav", "n.wav@1", "n.wav@2"]
-    batch = clips.batch([2, 0])  # in the order that is asked for
+    batch = clips.batch([2, 0])  # in the requested order
     length = batch.latent_mean.shape[2]
     wave = torch.from_numpy(noise(3.3).T)
     for row, start in ((0, 2 * RATE), (1, 0)):
@@ -137,7 +137,7 @@ def test_a_made_clip_is_its_scene(pipeline, made):
 
 @pytest.fixture
 def change_t5(pipeline, monkeypatch):
-    """Puts a function of a text and of its T5 features in the place of T5."""
+    """Replaces T5 by a function of a text and its T5 features."""
     encode = pipeline.model.t5.encode
 
     def change(function: Callable[[str, Tensor], Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The field's metrics on folders: pairing, what is skipped and why, the numbers; the command as a process."""
+"""The field's metrics on folders: pairing, skipped files with reasons, values; the command as a process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def folders(root: Path, names: Sequence[str] = "abc") -> tuple[Path, Path]:
 
 
 def silent(*progress: object) -> None:
-    """Progress that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_a_pair_is_cut_to_the_shorter_and_said_when_far_apart(tmp_path, networks
 
 
 def with_late_pictures(video: Path, sound: Path, target: Path) -> None:
-    """Both in one file, the sound from its beginning on, the pictures 0.32 s later."""
+    """Put both into one file: the sound starts at 0, the frames 0.32 s later."""
     waveform, rate = soundfile.read(sound, dtype="float32")
     samples = (np.clip(waveform, -1, 1) * 32_767).astype(np.int16).reshape(1, -1)
     with av.open(video) as source, av.open(target, "w") as output:
@@ -292,7 +292,7 @@ def with_late_pictures(video: Path, sound: Path, target: Path) -> None:
 
 
 def test_desync_takes_sound_and_picture_from_where_they_are(tmp_path, offset):
-    """A WAV with a video of its name, and a video with its own sound, give what the network gives by hand."""
+    """A WAV with a video of its name, and a video with its own sound, give the network's own offsets."""
     (tmp_path / "made").mkdir()
     (tmp_path / "films").mkdir()
     size = (32, 32)
@@ -303,7 +303,7 @@ def test_desync_takes_sound_and_picture_from_where_they_are(tmp_path, offset):
     write_sound(tmp_path / "made" / "c.wav", 6, seconds=3)
     write_sound(tmp_path / "made" / "d.wav", 7, seconds=5)
     with_late_pictures(tmp_path / "films" / "a.mp4", tmp_path / "made" / "a.wav", tmp_path / "made" / "e.mkv")
-    # So that the answer about e depends on which part of its sound goes with the pictures.
+    # So that the result for e depends on which part of its sound is compared with the frames.
     frames = decode_video(tmp_path / "made" / "e.mkv").frames["sync"]
     sound = read_sound(tmp_path / "made" / "e.mkv", 16_000, 180).waveform.mean(0)
     offset = without_favourite(offset, frames, sound)

@@ -1,4 +1,4 @@
-"""Judges: the shipped ones hear true sounds as their record says, and can be made again."""
+"""Judges: the bundled ones have the accuracy in their record, and can be trained again."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_worse_powers_stay_powers_and_differ():
 
 def test_the_judges_of_a_weights_folder_are_used_when_it_has_some(tmp_path):
     assert judges_folder(tmp_path) == SHIPPED
-    (tmp_path / FOLDER).mkdir()  # as training leaves it if it is interrupted
+    (tmp_path / FOLDER).mkdir()  # as interrupted training leaves it
     assert judges_folder(tmp_path) == SHIPPED
     shutil.copytree(SHIPPED, tmp_path / FOLDER, dirs_exist_ok=True)
     assert judges_folder(tmp_path) == tmp_path / FOLDER

@@ -1,4 +1,4 @@
-"""Evaluation on made data: its rows, its files, going on after an interruption, and bad input."""
+"""Evaluation on synthetic clips: rows, files, resuming after an interruption, and bad input."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ def test_equal_recipes_give_equal_sounds_in_any_batch(sounds):
     alone = [sounds.make(MODEL, [index])[0] for index in range(3)]
     for one, other in zip(together, alone, strict=True):
         assert one.shape == (2, 4 * RATE)
-        # Phases are found by repetition, which enlarges what rounding leaves of a batch's size.
+        # Phases are found iteratively, which amplifies the rounding differences between batch sizes.
         assert np.linalg.norm(one - other) < 0.01 * np.linalg.norm(other)
 
 
 def test_a_sound_is_the_one_that_the_pipeline_makes(pipeline, sounds, clips):
-    """What is measured is what users get: same features, same noise, same steps."""
+    """The measured sound is the one that users get: same features, same noise, same steps."""
     scene = sounds.references[1].scene
     batch = clips.batch([1])
     features = {name: part[0] for name, part in batch.features.items()}
@@ -138,7 +138,7 @@ def test_every_recipe_changes_the_sound(sounds, change):
 
 
 def test_what_is_absent_is_replaced_by_what_the_network_learned_for_it(pipeline, sounds, clips):
-    """Everything absent, with guidance 1, is the unconditional sound."""
+    """With all conditions absent and guidance 1, the sound is the unconditional one."""
     everything = replace(MODEL, guidance_scale=1.0, absent=("video", "text", "sync"))
     one, other = (sounds.make(everything, [index])[0] for index in (0, 1))
     batch = clips.batch([0])
@@ -283,7 +283,7 @@ def command(*arguments):
 
 
 def test_the_command_measures_and_goes_on_after_being_killed(tmp_path):
-    """As real processes: the first is ended in the middle of its work, the second finishes it."""
+    """Runs two processes: the first is killed in the middle of its work, the second finishes it."""
     options = ["--steps", "1", "-o", str(tmp_path / "out")]
     first = subprocess.Popen(command(*options), stderr=subprocess.PIPE, text=True)  # all rows: half a minute
     row = tmp_path / "out" / "rows" / "standard-truth.json"

@@ -1,4 +1,4 @@
-"""Measures beside onsets: closed forms, and true sounds against broken ones."""
+"""Measures other than onsets: closed forms, and true sounds against damaged ones."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_ring_down_takes_a_third_of_its_t60_to_fall_by_20_db(t60):
 
 
 def test_a_ring_down_is_measured_from_the_peak_that_follows_its_onset():
-    """A quiet click at the onset; the loudest moment comes 80 ms after it and falls by 20 dB in 0.2 s."""
+    """A quiet click at the onset; 80 ms later comes the peak, which falls by 20 dB in 0.2 s."""
     ring = np.where(T >= 1.08, np.sin(2 * np.pi * 900 * T) * 10 ** (-3 * (T - 1.08) / 0.6), 0)
     click = np.where((T >= 1) & (T < 1.005), 0.01 * np.sin(2 * np.pi * 900 * T), 0)
     assert decay_times(both(ring + click), np.array([1.0]), np.array([1.0])) == pytest.approx([0.2], abs=0.02)

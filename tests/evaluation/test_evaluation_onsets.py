@@ -1,4 +1,4 @@
-"""Onsets: the detector finds the truth of made clips, and agreement is counted rightly."""
+"""Onsets: the detector finds those of synthetic clips, and agreement is counted correctly."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_silence_and_a_steady_tone_hold_no_onset():
 
 
 def test_pairs_are_as_many_as_can_be_and_each_is_used_once():
-    # The nearest partner of 1.00 is 1.04; taking it would leave 1.08 alone.
+    # The nearest partner of 1.00 is 1.04, but then 1.08 would have none.
     assert match_onsets([1.00, 1.08], [0.96, 1.04], 0.05) == OnsetMatch(hits=2, true=2, found=2)
     assert match_onsets([1.0], [0.99, 1.01], 0.05) == OnsetMatch(hits=1, true=1, found=2)
     assert match_onsets([1.0, 2.0], [2.0, 3.0], 0.05) == OnsetMatch(hits=1, true=2, found=2)

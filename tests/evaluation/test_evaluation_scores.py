@@ -1,4 +1,4 @@
-"""Scores of clips: the truth is perfect, what is broken shows where it should, and rows add up."""
+"""Scores of clips: the truth scores best, each damage lowers its own measure, and summaries are right."""
 
 from __future__ import annotations
 

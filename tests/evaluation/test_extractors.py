@@ -1,4 +1,4 @@
-"""The networks of the evaluation: equal to the original and the library's own, strict about their files."""
+"""The networks of the evaluation: equal to the original and to transformers, and loaded strictly."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def golden_sound(tag: str = "offsettiny") -> Tensor:
 
 
 def check_offset(network: SynchformerOffset, name: str) -> None:
-    """The golden file holds what the original implementation gave for the same seeded weights and sound."""
+    """Compare with the golden file: the original's output for the same seeded weights and sound."""
     tensors, metadata = golden(name)
     spectrograms = log_mel(golden_sound(metadata["tag"]).unfold(0, SEGMENT, STRIDE), 128, 66)
     if "mid.spectrogram" in tensors:
@@ -79,7 +79,7 @@ def test_audio_tower_and_head_equal_the_original():
 
 @pytest.mark.parity
 def test_published_size_is_read_whole_and_equals_the_original(tmp_path):
-    """From a file of the published name, layout and size (0.95 GB), with a seeded value for every tensor."""
+    """Reads a file of the published name, layout and size (0.95 GB), with seeded values for every tensor."""
     manifest = load_manifest(MANIFESTS / f"{SYNCHFORMER}.json")
     state = {key: torch.from_numpy(array) for key, array in fill_state_dict(manifest).items()}
     torch.save(state, tmp_path / SYNCHFORMER)
@@ -110,7 +110,7 @@ def test_a_checkpoint_with_less_or_more_is_refused(tmp_path, change, says):
 
 
 def test_spectrogram_transformer_equals_that_of_transformers():
-    """The same seeded values under both names; transformers has its own implementation of the network."""
+    """Both implementations of the network have the same seeded values under their own names."""
     ours = seeded(SpectrogramTransformer(SMALL_OFFSET), "ast.")
     config = ASTConfig(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, max_length=66
@@ -154,21 +154,21 @@ def test_offsets_lie_on_a_grid_of_a_fifth_of_a_second():
 
 @functools.cache
 def clip_of(seconds: float) -> tuple[Tensor, Tensor]:
-    """Pictures at 25 per second and sound at 16 kHz."""
+    """Frames at 25 per second and sound at 16 kHz."""
     frames = torch.from_numpy(draw(f"frames{seconds}", (round(25 * seconds), 32, 32, 3)))
     frames = frames.mul(60).add(128).clamp(0, 255).to(torch.uint8)
     return frames, torch.from_numpy(draw(f"sound{seconds}", (round(RATE * seconds),))) * 0.1
 
 
 def test_beginning_and_end_are_judged_by_what_is_there():
-    """Each answer is the one for the 4.8 s cut from that end alone."""
+    """Each offset is that of the 4.8 s cut from its end."""
     frames, sound = clip_of(5.76)  # 17 segments: three more than fit
     network = without_favourite(small_offset(), frames, sound)
     first, last = predict_offsets(network, frames, sound)
     assert first != last
     assert predict_offsets(network, frames[:120], sound[: 120 * 640]) == (first, first)
     assert predict_offsets(network, frames[-120:], sound[-120 * 640 :]) == (last, last)
-    longer = torch.cat([sound, torch.ones(9_000)])  # not a whole segment of pictures more
+    longer = torch.cat([sound, torch.ones(9_000)])  # longer than the frames, which bound the segments
     assert predict_offsets(network, frames, longer) == (first, last)
 
 
@@ -214,7 +214,7 @@ def sound(rate: int, seconds: float, seed: str = "sound") -> Tensor:
 
 
 def test_tagger_holds_the_published_tensors_and_gives_what_they_give(listener_weights, tagger):
-    """The library's own class, filled by hand from the same file, on the same spectrogram."""
+    """Compare with the library's own class, filled from the same file, on the same spectrogram."""
     assert (tagger.rate, tagger.window_s) == (16_000, pytest.approx(10.24))
     network = ASTForAudioClassification(SMALL_AST).eval()
     tensors = load_file(listener_weights / AST / "model.safetensors")
@@ -251,7 +251,7 @@ def test_what_comes_after_the_window_is_not_heard(tagger, clap):
 
 
 def test_listening_leaves_shared_random_state_alone(clap):
-    """The library would choose a part of a long sound at random."""
+    """The library itself would choose a part of a long sound at random."""
 
     def numpy_state() -> list[int]:
         return np.random.get_state(legacy=False)["state"]["key"].tolist()

@@ -1,4 +1,4 @@
-"""The field's metrics: closed forms, and scipy's matrix square root where there is none."""
+"""The field's metrics: compared with closed forms, or with SciPy's matrix square root."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_shift_alone_counts_its_squared_length():
 
 
 def test_diagonal_covariances_have_the_closed_form():
-    """Covariances diag(a²) and diag(b²): the squared lengths of a - b and of the means' difference."""
+    """Covariances diag(a²) and diag(b²): the squared norms of a - b and of the difference of the means."""
     scale, other, mean = (
         torch.tensor([1.0, 2.0, 0.5]),
         torch.tensor([3.0, 1.0, 0.25]),
@@ -67,7 +67,7 @@ def test_correlated_sets_agree_with_the_matrix_square_root(count, other):
 
 
 def test_fewer_samples_than_dimensions_stay_exact():
-    """Singular covariances: the same points in a space with 500 more, unused dimensions, turned at random."""
+    """Singular covariances: the same points in a space of 500 more, unused dimensions, rotated at random."""
     first, second = normal(9, 20, 12), normal(10, 15, 12) * 2 + 0.5
     turn = torch.linalg.qr(normal(11, 512, 512)).Q[:12]
     flat = frechet_distance(first @ turn, second @ turn)
@@ -76,7 +76,7 @@ def test_fewer_samples_than_dimensions_stay_exact():
 
 
 def test_two_clips_have_the_closed_form():
-    """Both spread along one line: the standard deviations' difference, squared."""
+    """Both sets lie on one line: the squared difference of their standard deviations."""
     first, second = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]]), torch.tensor([[5.0, 0, 0], [-5.0, 0, 0]])
     assert frechet_distance(first, second) == pytest.approx(2 * (5 - 1) ** 2)
 
@@ -139,7 +139,7 @@ def test_score_is_the_exponential_of_scipys_divergence():
 
 
 def test_parts_hold_every_clip_once_and_follow_the_seed():
-    logits = torch.eye(8).repeat_interleave(2, 0) * 1000  # dealt in order, each part would score 1 or 2
+    logits = torch.eye(8).repeat_interleave(2, 0) * 1000  # two equal clips score 1, two others 2
     assert inception_score(logits, splits=8, seed=1) == inception_score(logits, splits=8, seed=1)
     means = {inception_score(logits, splits=8, seed=seed)[0] for seed in range(6)}
     assert len(means) > 1 and min(means) > 1.5

@@ -1,4 +1,4 @@
-"""Made data: the picture, the sound and the texts agree with the truth, and with each other."""
+"""Synthetic clips: frames, sound and texts agree with the scene and with each other."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def spectrogram(sound, size, hop):
 
 
 def detect_onsets(waveform, rate):
-    """Spectral flux of compressed band levels, peaks over a moving median; knows nothing of the truth."""
+    """Onsets by spectral flux of compressed band levels, as peaks over a moving median."""
     hop = rate // 200  # 5 ms
     power = sum(spectrogram(channel, 512, hop) ** 2 for channel in waveform)  # (T, F)
     edges = np.unique(np.geomspace(2, power.shape[1], 25).astype(int))
@@ -89,7 +89,7 @@ def matches(found, true, tolerance):
 
 
 def calm(scene):
-    """The same scene before a plain gray wall, its moving parts magenta."""
+    """The same scene in front of a plain gray wall, its moving parts magenta."""
     wall = Background("plain", (128, 128, 128), (90, 90, 90), scene.background.floor_y, 0)
     source = scene.sources[0]
     source = replace(source, accent=MAGENTA, color=MAGENTA if source.kind == "ball" else (200, 200, 60))
@@ -122,7 +122,7 @@ def test_the_true_sound_holds_the_true_onsets_and_few_others():
 
 @pytest.mark.parametrize("kind", IMPULSIVE)
 def test_the_picture_touches_when_the_sound_begins(kind):
-    """Read from the pixels: the frame of each contact lies within one frame of its onset."""
+    """The frame of each contact, read from the pixels, is within one frame of its onset."""
     checked = 0
     for scene in scenes_of(kind, 4):
         scene = calm(scene)
@@ -141,7 +141,7 @@ def test_the_picture_touches_when_the_sound_begins(kind):
             seen = scene.height - magenta(frames).any(axis=2)[:, ::-1].argmax(axis=1)
         for onset, previous in zip(onsets, [-9.0, *onsets], strict=False):
             if (onset - previous) * scene.fps < 6 or (kind == "drops" and onset - previous < 0.4):
-                continue  # too near the one before to tell their frames apart
+                continue  # too near to the one before to distinguish their frames
             start = max(0, round(onset * scene.fps) - 3)
             near = seen[start : round(onset * scene.fps) + 3]
             contact = start + int((near > 0).argmax() if kind == "drops" else near.argmax())
@@ -216,7 +216,7 @@ def test_level_follows_the_control_curve(kind):
 
 
 def test_materials_are_told_apart_by_ear():
-    """Nearest neighbour over band levels and decay, learned on other clips."""
+    """A nearest-neighbour classifier on band levels and decay, fitted to other clips, finds the material."""
 
     def heard(scene):
         sound = synthesise(scene, RATE).astype(float)
@@ -562,6 +562,6 @@ def test_streamed_frames_are_those_of_the_file(seed, tmp_path):
 def test_synchformer_sees_what_sounds(split):
     for seed in range(60):
         scene = make_scene(split, seed)
-        half = 0.5 * min(1.0, scene.height / scene.width)  # of the middle square, in picture widths
+        half = 0.5 * min(1.0, scene.height / scene.width)  # of the central square, in frame widths
         for source in scene.sources:
             assert all(abs(x - 0.5) < half for x in source.x.values)

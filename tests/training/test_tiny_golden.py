@@ -1,7 +1,7 @@
-"""What the bundled tiny model gives for one synthetic clip, stage by stage, in numbers.
+"""Golden numbers of every stage of the bundled tiny model for one synthetic clip.
 
-Every other test of the model would pass with weights or preprocessing that are slightly wrong. When the
-weights are trained anew on purpose, a failure shows the new numbers.
+All other tests of the model would pass with slightly wrong weights or preprocessing. If the weights were
+trained again on purpose, a failure shows the new numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GOLDEN = {
 }
 
 # Between AVX-512, AVX2 and SSE kernels, with and without oneDNN, with one thread and two, the numbers
-# differ by up to 2e-6; those of the waveform by up to 6e-5, because its phases are found by repetition.
+# differ by up to 2e-6; those of the waveform by up to 6e-5, because its phases are found iteratively.
 TOLERANCE = dict.fromkeys(GOLDEN, 5e-5) | {"waveform": 2e-3}
 
 
@@ -70,7 +70,7 @@ def test_every_stage_gives_what_it_gave(results: dict[str, Tensor], name: str) -
 
 
 def test_the_numbers_notice_an_error_that_is_small(results: dict[str, Tensor]) -> None:
-    """A thousandth of noise in latents, and a frame that is off by one, are far beyond the tolerance."""
+    """Relative noise of 0.001 in the latents, and features shifted by one, exceed the tolerance by far."""
     latents, sync = results["latents"], results["sync_features"]
     noise = torch.from_numpy(draw("noise", tuple(latents.shape)))
     for name, changed in (("latents", latents + 1e-3 * noise), ("sync_features", sync.roll(1, 0))):

@@ -1,4 +1,4 @@
-"""The tiny preset: the bundled files whole and small, those before training random and a moderate noise."""
+"""The tiny preset: the bundled files are complete and small; untrained ones give moderate noise."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def latents(
     mmdit: MMDiT,
     pictures: tuple[Tensor, Tensor],
 ) -> dict[str, Tensor]:
-    """Latents of one request, and of the same with one thing changed."""
+    """Latents of a request, and of the same request with one input changed."""
 
     def generate(clip: int = 0, caption: str = "a dog barks", cot: str = "It barks twice.") -> Tensor:
         features = (

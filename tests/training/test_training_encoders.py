@@ -1,4 +1,4 @@
-"""Pretraining of small encoders: what they are asked for is there, and they learn it."""
+"""Pretraining of small encoders: their targets are right, and they learn them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_targets_tell_level_and_side():
     assert left[25, BANDS] < 0.01 and right[25, BANDS] > 0.99
     assert torch.equal(left[:, :BANDS], right[:, :BANDS])
     assert 0.3 < left[25, :BANDS].mean() < 1
-    # 20 dB are a quarter of the scale of 80 dB.
+    # 20 dB is a quarter of the 80 dB scale.
     softer = sound_targets(burst(0.5, 0) / 10, RATE)
     torch.testing.assert_close(
         left[25, :BANDS] - softer[25, :BANDS], torch.full((BANDS,), 0.25), atol=0.02, rtol=0
@@ -75,7 +75,7 @@ def test_flux_counts_more_than_a_band():
 
 
 def flashes() -> Films:
-    """A white flash when and where it sounds, in front of a colour that the caption names."""
+    """A white flash at the time and side of its sound, in front of a colour that the caption names."""
     colours = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "grey": (90, 90, 90)}
     small, pictures, targets = [], [], []
     side = SMALL.image_size // SMALL.pool

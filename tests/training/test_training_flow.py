@@ -1,4 +1,4 @@
-"""Training of the transformer: what it is shown, what it is asked for, and that it learns it."""
+"""Training of the transformer: its inputs and targets are right, and it learns them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> PreparedClips:
 
 
 def small_network(seed: int = 0, recompute: bool = False) -> MMDiT:
-    """Values that are not at a start, so that every weight matters."""
+    """A network whose values are no longer the initial ones, some of them 0, so that every weight matters."""
     network = MMDiT(FAMILY.sizes.mmdit)
     initialise_flow(network, seed)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -68,7 +68,7 @@ def small_network(seed: int = 0, recompute: bool = False) -> MMDiT:
 
 
 def conditions_of(network: MMDiT, batch: Batch) -> Conditions:
-    """What the network makes of a batch in which nothing is dropped."""
+    """The network's conditions for a batch in which nothing is dropped."""
     given = four(given_features(network, FAMILY.conditions, batch))
     return network.project(*given, batch.latent_mean.shape[-1])
 
@@ -86,7 +86,7 @@ def test_the_way_that_is_taught_is_the_one_that_the_sampler_goes():
     clip, noise = torch.randn(2, 3, 8, 20, generator=generator).unbind()
     times = torch.tensor([0.9, 0.5, 0.1])
     state, velocity = noisy(clip, noise, times)
-    # Of the flow that ends in these clips, the velocity at a state is known exactly.
+    # The velocity of the flow that ends in these clips is known exactly.
     torch.testing.assert_close(velocity, (state - clip) / times[:, None, None])
     arrived = euler(lambda latents, time: (latents - clip) / time, noise, flow_times(10), lambda step: None)
     torch.testing.assert_close(arrived, clip)
@@ -108,7 +108,7 @@ def test_conditions_are_dropped_as_often_as_asked():
     assert dropped.shape == (20_000, 4)
     assert dropped.float().mean(dim=0).tolist() == pytest.approx([1 - 0.8 * 0.9] * 4, abs=0.01)
     assert dropped.all(dim=1).float().mean().item() == pytest.approx(0.1 + 0.9 * 0.2**4, abs=0.01)
-    # One by one: any two go together as chance has it.
+    # Dropped independently: any two are dropped together with the product of their chances.
     pair = (dropped[:, 0] & dropped[:, 2]).float().mean().item()
     assert pair == pytest.approx(0.1 + 0.9 * 0.2**2, abs=0.01)
     nothing = draw_dropped(100, 4, FlowOptions(drop_one=0, drop_all=0), torch.Generator().manual_seed(0))
@@ -135,7 +135,7 @@ def test_null_features_learn_where_something_is_absent(clips):
     before = {name: value.clone() for name, value in network.named_parameters() if "empty" in name}
     learner.train_step(0, step_generator(0, 0), Update(1.0))
     after = dict(network.named_parameters())
-    assert len(before) == 4  # texts are in every clip: what stands for them learns from dropped ones alone
+    assert len(before) == 4  # every clip has texts: their null features learn only from dropped ones
     for name, value in before.items():
         assert not torch.equal(after[name], value), name
 
@@ -146,7 +146,7 @@ def test_every_round_has_every_clip_once_in_another_order():
     assert [sorted(each) for each in rounds] == [list(range(7))] * 3
     assert len({tuple(each) for each in rounds}) == 3
     assert epoch_order(7, seed=2, start=0, length=7) != rounds[0]
-    # From anywhere the list goes on as it does from its start.
+    # The list is the same from any start.
     assert epoch_order(7, seed=1, start=5, length=9) == order[5:14]
 
 
@@ -159,7 +159,7 @@ def test_the_loss_of_one_batch_goes_down(clips):
 
 
 def test_training_leads_from_noise_to_the_clips(clips):
-    """Two clips that their captions tell apart: after training each caption leads to its own clip."""
+    """Two clips with different captions: after training each caption leads to its own clip."""
     network = small_network()
     options = FlowOptions(batch=2, learning_rate=3e-3, drop_one=0, drop_all=0)
     first_two = _Some(clips, 2)
@@ -223,14 +223,14 @@ def test_validation_is_the_same_every_time(clips):
 
 
 def fresh_network() -> MMDiT:
-    """A network whose velocity is 0 everywhere: its loss is the mean square of the true one."""
+    """A network whose velocity is 0 everywhere, so that its loss is the mean square of the true velocity."""
     network = MMDiT(FAMILY.sizes.mmdit)
     initialise_flow(network, 0)
     return network
 
 
 def mean_square_velocity(clips: PreparedClips, chosen: list[int], generator: torch.Generator) -> float:
-    """Of the flow between noise and latents drawn from their posterior, in the order of the draws."""
+    """The mean square velocity between noise and latents, both drawn in the order of a training step."""
     batch = clips.batch(chosen)
     latent_noise = torch.randn(batch.latent_mean.shape, generator=generator)
     noise = torch.randn(batch.latent_mean.shape, generator=generator)
@@ -273,7 +273,7 @@ def test_validation_sees_every_condition(clips):
     for empty in (network.empty_clip_feat, network.empty_sync_feat):
         with torch.no_grad():
             empty.add_(1)
-    # Clips with frames do not see what stands for missing ones; the clips without do.
+    # Null features of frames change only the clips without frames.
     assert learner.validate({"dit": network})["loss"] != loss
     learner.validation = _Some(clips, 2)  # both have frames
     loss = learner.validate({"dit": network})["loss"]
@@ -309,7 +309,7 @@ def test_products_in_bfloat16_stay_close_and_leave_weights_in_float32(clips):
     half = weights_after_one_step(clips, FlowOptions(batch=2, dtype="bfloat16"))
     assert half.dtype == torch.float32
     assert not torch.equal(half, whole)
-    # AdamW's first step has the size of the learning rate, whichever way it goes.
+    # AdamW's first step has the size of the learning rate, whatever the sign of the gradient.
     torch.testing.assert_close(half, whole, atol=2.1 * 5e-5, rtol=1e-3)
 
 
@@ -330,7 +330,7 @@ def test_a_fresh_network_gives_no_velocity_and_still_learns(clips):
 
 
 def test_weight_decay_shrinks_matrices_and_nothing_else(clips):
-    """AdamW takes the rate times the decay off a weight, whatever its gradient is."""
+    """AdamW multiplies a weight by 1 minus rate times decay, whatever its gradient is."""
     rate, decay = 1e-2, 0.5
 
     def after(weight_decay: float) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The training loop: schedule, averages, log, and checkpoints that carry a run on bit for bit."""
+"""The training loop: schedule, averages, log, and checkpoints from which a run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def weight_of(networks: Mapping[str, nn.Module], name: str = "risen") -> Tensor:
 
 
 class Climber(Learner):
-    """A weight that rises by the learning rate in every step, beside one that is frozen."""
+    """A weight that rises by the learning rate in every step, and one that is frozen."""
 
     averaged = ("weights",)
 
@@ -54,7 +54,7 @@ class Climber(Learner):
 
 
 class Wanderer(Climber):
-    """Random steps with momentum: what comes next depends on everything that a checkpoint holds."""
+    """Random steps with momentum: the next step depends on everything that a checkpoint holds."""
 
     def __init__(self) -> None:
         super().__init__(size=5)
@@ -91,7 +91,7 @@ def test_the_schedule_reaches_the_weights(tmp_path):
 
 
 def averages_by_hand(steps: int, ema_decay: float) -> list[float]:
-    """The average after each step of a weight that is 1, 2, 3, ... then; early steps average over less."""
+    """The averages after each step of a weight that is 1, 2, 3, ...; early averages are over fewer steps."""
     means = [0.0]
     for step in range(1, steps + 1):
         decay = min(ema_decay, (1 + step) / (10 + step))
@@ -131,7 +131,7 @@ def test_groups_of_an_optimizer_keep_their_own_rates(tmp_path):
     trainer = Trainer(learner, options(1, warmup=2), tmp_path)
     trainer.run()
     rates = [group["lr"] for group in learner.optimizers["weights"].param_groups]
-    assert rates == [0.5, 0.125]  # half of the warm-up
+    assert rates == [0.5, 0.125]  # half way through the warm-up
 
 
 def test_the_log_shows_means_since_the_row_before(tmp_path):
@@ -250,7 +250,7 @@ def test_options_out_of_range_are_refused(name, value):
 
 def test_a_run_is_taken_up_only_with_the_options_that_decide_its_result(tmp_path):
     declare_run(tmp_path, {"batch": 8, "betas": (0.9, 0.95)}, {"steps": 10})
-    # Nothing was trained yet, so nothing can be continued wrongly.
+    # Nothing was trained yet, so the options may still change.
     assert declare_run(tmp_path, {"batch": 16, "betas": (0.9, 0.95)}, {"steps": 10}) == []
     (tmp_path / CHECKPOINT).touch()
     assert declare_run(tmp_path, {"batch": 16, "betas": (0.9, 0.95)}, {"steps": 20}) == []
@@ -293,7 +293,7 @@ def test_without_tensorboard_the_message_says_what_to_install(monkeypatch):
 
 
 def test_a_checkpoint_that_finds_no_room_is_told_and_the_old_one_stays(tmp_path):
-    """Past the largest size that a process may write, as on a full disk."""
+    """Simulates a full disk by the largest file size that a process may write."""
     Trainer(Climber(), options(2), tmp_path).run()
     before = (tmp_path / "checkpoint.pt").read_bytes()
     script = (

@@ -1,4 +1,4 @@
-"""`thinksound train` as a person meets it: runs that are killed, shared, exported, heard, and refused."""
+"""`thinksound train` from the command line: runs that are killed, shared, exported, sampled and refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def process(*command: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted, with everything that it can write."""
+    """An uninterrupted run that writes every kind of file."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     more = ("--validation", data / "validation", "--validate-every", 2, "--sample-every", 5, "--samples", 2)
     done = process("-m", "thinksound", *arguments(data, run, *more))
@@ -105,7 +105,7 @@ def test_a_run_logs_measures_and_writes_sounds(whole, data):
 
 
 def test_a_killed_run_goes_on_bit_for_bit(whole, data, tmp_path):
-    """The process dies in the middle of step 4, without warning, after the checkpoint of step 2."""
+    """The process is killed in the middle of step 4, after the checkpoint of step 2."""
     killer = (
         "import os, signal, sys\n"
         "from thinksound.cli import main\n"
@@ -180,7 +180,7 @@ def test_two_processes_train_as_one(whole, data, tmp_path):
         for run in (whole, tmp_path / "run")
     )
     assert one.norm() > 0
-    # AdamW's first steps go by the signs of gradients, of which the smallest are rounding.
+    # AdamW's first steps follow the signs of gradients, and those of the smallest are due to rounding.
     assert torch.cosine_similarity(one, two, dim=0) > 0.999
     assert "checked 0" in done.stderr and "checked 1" in done.stderr
     assert done.stderr.count("step 5/5  loss") == 1  # one process speaks
@@ -210,7 +210,7 @@ def test_an_exported_run_is_what_generates(whole, tmp_path, clips, capsys):
     assert main([str(each) for each in command]) == 0
     assert (tmp_path / "out.mp4").stat().st_size > 0
 
-    # The last step instead, in another number format, over the first export.
+    # The last step instead, in another dtype, over the first export.
     assert main(["train", "export", str(whole), "-o", str(weights), "--last", "--dtype", "bfloat16"]) == 0
     loaded = load(weights, "dit").state_dict()
     for name, value in trained(whole).items():
@@ -243,7 +243,7 @@ def test_an_export_stands_beside_the_networks_that_it_was_trained_with(whole, tm
     ):
         assert (output / "tiny" / file).resolve() == mine / "tiny" / file
     thinksound.load("tiny", output, device="cpu")  # verifies checksums
-    # Without others of one's own, those that come with the project are linked: the folder stands alone.
+    # Networks that are not in the weights folder are linked from the bundled ones, so the folder is complete.
     assert main(["train", "export", str(whole), "-o", str(tmp_path / "alone")]) == 0
     for file in ("vae.safetensors", "t5/config.json"):
         assert (tmp_path / "alone" / "tiny" / file).resolve() == ROOT / "weights" / "tiny" / file
@@ -305,7 +305,7 @@ def test_scratch_starts_from_the_seed(data, tmp_path):
 
 @pytest.fixture
 def refused(data, tmp_path, capsys):
-    """What the command says to arguments that it refuses."""
+    """The error message of the command for arguments that it refuses."""
 
     def message(*more: object, run: Path = tmp_path / "run", steps: int = STEPS) -> str:
         assert main(arguments(data, run, *more, steps=steps)) == 1

@@ -1,7 +1,7 @@
-"""Trainings that take minutes, by ``scripts/train-smoke``: not part of the default run.
+"""Training runs that take minutes, started by ``scripts/train-smoke``: not part of the default tests.
 
-The first notices what no unit test does, such as a sign that is wrong in two places or a condition that
-never arrives: sounds then lie where chance puts them.
+The first one finds what no unit test does, such as a sign that is wrong in two places or a condition that
+is not passed on: the onsets are then at chance level.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TRAIN_TINY = ROOT / "scripts" / "train_tiny.py"
 
 
 def strikes(seeds: range, count: int) -> list[int]:
-    """The first seeds whose scenes strike and do nothing else, so that plain onset detection is right."""
+    """The first seeds whose scenes have impacts only, so that plain onset detection is right."""
     found = []
     for seed in seeds:
         scene = make_scene("standard", seed)
@@ -90,7 +90,7 @@ def test_a_short_training_puts_sounds_where_they_are_seen(tmp_path):
         ]
     true = [true_onsets(make_scene("standard", seed)) for seed in seeds]
     own = total(match_onsets(a, b, 0.05) for a, b in zip(true, found, strict=True))
-    # The same sounds under other clips: what rhythm alone would give.
+    # The same sounds compared with other clips: the score of rhythm alone.
     other = total(match_onsets(a, b, 0.05) for a, b in zip(true, found[1:] + found[:1], strict=True))
     print(f"F1 within 50 ms: {own.f1:.3f}, under other clips {other.f1:.3f}")
     assert own.f1 >= F1

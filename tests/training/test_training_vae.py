@@ -1,4 +1,4 @@
-"""Training of the VAE: losses fall and stay finite, latents get deviation one, sounds come from a folder."""
+"""Training of the VAE: losses fall and stay finite, latents are standardised, sounds come from a folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OPTIONS = VAEOptions(
 
 
 class Tones:
-    """The same chords each time, and others that are held out."""
+    """Gives the same chords each time, and holds out others."""
 
     sample_rate = 16_000
 
@@ -98,7 +98,7 @@ def test_the_discriminator_joins_at_its_step_and_everything_stays_finite():
 
 
 class Recorder(Update):
-    """An update that keeps the losses that it was given."""
+    """An update that records its losses."""
 
     def __init__(self) -> None:
         super().__init__(clip_norm=1.0)
@@ -135,7 +135,7 @@ def test_every_part_of_the_loss_alone_trains_the_vae(part):
 
 
 def test_each_network_has_its_own_learning_rate():
-    """AdamW's first step has the size of the rate wherever there is a gradient."""
+    """AdamW's first step has the size of the learning rate where the gradient is not 0."""
     training = learner(adversarial_from=0, learning_rate=1e-3, discriminator_rate=4e-3)
     before = {
         name: [parameter.detach().clone() for parameter in network.parameters()]
@@ -149,7 +149,7 @@ def test_each_network_has_its_own_learning_rate():
 
 
 def test_the_discriminator_is_taught_that_the_sounds_are_real_and_the_results_are_not():
-    # With a VAE that does not try to fool it.
+    # The VAE does not train against the discriminator.
     training = learner(
         adversarial_from=0, adversarial_weight=0.0, feature_weight=0.0, discriminator_rate=1e-2
     )
@@ -202,13 +202,13 @@ def test_the_spectral_loss_is_zero_for_equal_sound_and_blind_to_its_sign():
 
 
 def test_the_spectral_loss_of_half_the_sound_has_its_closed_form():
-    """Every magnitude halves: ln 2 of their logarithms, and half of their norm."""
+    """All magnitudes are halved: log distance ln 2, spectral convergence 1/2."""
     noise = 10 * torch.randn(2, 2, 4096, generator=torch.Generator().manual_seed(0))
     assert spectral_loss(noise / 2, noise, (256, 64)).item() == pytest.approx(np.log(2) + 0.5, rel=1e-3)
 
 
 def test_the_spectral_loss_hears_channels_that_cancel_each_other():
-    """Left and right alone are equal; their sum and difference are not."""
+    """The magnitudes of left and right are equal; those of their sum and difference are not."""
     left = Tones().batch(2, 2048, torch.Generator())[:, 0]
     assert spectral_loss(torch.stack([left, -left], 1), torch.stack([left, left], 1), (256, 64)) > 0.5
 
@@ -235,13 +235,13 @@ def test_standardised_latents_have_deviation_one_and_sound_the_same():
         deviation = mean.std(dim=(0, 2))
         assert not torch.allclose(deviation, torch.ones(6), atol=0.05)
         before = vae.decode(mean)
-        to_narrow = -5 - scale  # where softplus is nearly the exponential
+        to_narrow = -5 - scale  # there softplus is nearly the exponential
         spread = vae.sample(mean, scale + to_narrow, torch.ones_like(mean))[0] - mean
         standardise(vae, deviation)
         mean, scale = vae.encode(sound)
         torch.testing.assert_close(mean.std(dim=(0, 2)), torch.ones(6), atol=1e-4, rtol=0)
         torch.testing.assert_close(vae.decode(mean), before, atol=1e-4, rtol=1e-3)
-        # The width of the posterior shrinks as the latents do.
+        # The deviation of the posterior shrinks in proportion to the latents.
         narrower = vae.sample(mean, scale + to_narrow, torch.ones_like(mean))[0] - mean
         expected = spread / deviation[:, None]
         torch.testing.assert_close(narrower, expected, atol=2e-4, rtol=0.05)
@@ -282,7 +282,7 @@ def test_a_run_of_the_vae_resumes_bit_exactly(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Constant sounds that tell which file they are from, one in a folder below, one broken."""
+    """Constant sounds with a different value in each file, one of them in a subfolder, and a broken file."""
     folder = tmp_path_factory.mktemp("sounds")
     (folder / "below").mkdir()
     for number in range(6):
@@ -307,7 +307,7 @@ def test_excerpts_come_from_every_file_but_those_held_out(folder, caplog):
     assert len([record for record in caplog.records if "broken.wav" in record.getMessage()]) == 1
     held_out = sounds.held_out(4_000)
     assert held_out.shape == (1, 2, 4_000)
-    # The shortest file comes first, so it is the one held out: nobody else has 0.1 and silence after it.
+    # The shortest file comes first and is held out: only its sound is 0.1, followed by silence.
     assert held_out[0, 0, 0].item() == pytest.approx(0.1, abs=1e-4)
     assert (held_out[0, :, 2_000:] == 0).all()
 
@@ -333,7 +333,7 @@ def test_the_louder_of_two_places_is_preferred():
         draw_excerpt(sound, 100, torch.Generator().manual_seed(seed)).abs().max().item() > 0.01
         for seed in range(200)
     )
-    assert loud == pytest.approx(150, abs=25)  # 3 of 4, not every second
+    assert loud == pytest.approx(150, abs=25)  # 3 of 4; without the choice of the louder it would be half
 
 
 def test_a_small_cache_changes_nothing(folder):
