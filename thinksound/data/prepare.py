@@ -301,7 +301,7 @@ class _Encoder:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._device = pipeline.placement.plan.devices["vae"]
-        pipeline.model.sound_encoder.to(self._device)  # generation leaves it where it was loaded
+        pipeline.model.sound_encoder.to(self._device)  # generation never places it
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[Clip], layout: Layout) -> Batch:

@@ -51,7 +51,7 @@ def make_scene(split: str, seed: int, duration_s: float = CLIP_S) -> Scene:
         duration_s: 2 to 30, rounded to whole frames.
 
     Raises:
-        InputError: an argument is outside of what is allowed.
+        InputError: the split is unknown, or a number is out of range.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}: use {' or '.join(SPLITS)}")

@@ -52,7 +52,7 @@ def strike(
 
 
 def filtered_noise(samples: int, cutoff: float, sample_rate: int, rng: np.random.Generator) -> FloatArray:
-    """Noise (A,) of RMS 1, level up to about ``cutoff`` Hz and falling by 12 dB per octave above it."""
+    """Noise (A,) of RMS 1, flat up to about ``cutoff`` Hz and falling by 12 dB per octave above it."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     hz = np.fft.rfftfreq(samples, 1 / sample_rate)
     sound = np.fft.irfft(spectrum / (1 + (hz / cutoff) ** 2), samples)

@@ -114,7 +114,7 @@ def merge(
     check_peft()
     chosen = get_preset(preset)
     network = start_dit(start, chosen, 0, torch.float32)
-    trainable(network)  # writable
+    trainable(network)  # mapped weights cannot be changed
     merge_adapter(network, adapter)
     return _write(network, chosen, TRANSFORMER, output, start.folder, dtype, start.source)
 

@@ -40,7 +40,7 @@ SAMPLES = "samples"
 
 # Called as report(step, kind, row) with what is logged.
 Report = Callable[[int, str, Mapping[str, float]], None]
-# Writes something made with the networks, averaged where they are averaged, into a folder.
+# Writes files that are made with the networks of `Trainer.best_networks` into a folder.
 Writer = Callable[[Mapping[str, nn.Module], Path], None]
 
 
@@ -82,7 +82,7 @@ class Learner(ABC):
         """Put back what weights must keep, such as their size; called with averaged networks."""
 
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        """Losses on held-out data of ``networks``, some of them with averaged weights."""
+        """Losses of ``networks``, which are those of `Trainer.best_networks`, on held-out data."""
         return {}
 
 
@@ -202,7 +202,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.options.steps
 
     def best_networks(self) -> dict[str, nn.Module]:
-        """The learner's networks, in place of those that are averaged their averages."""
+        """The learner's networks; those that are averaged have their averaged weights."""
         return {**self.learner.networks, **self.averages}
 
     def _one_step(self) -> dict[str, float]:

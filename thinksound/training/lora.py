@@ -30,9 +30,10 @@ _PREFIX = "base_model.model."  # of names in peft's files
 
 
 def check_peft() -> None:
-    """
+    """Check that peft is installed.
+
     Raises:
-        InputError: peft is not installed.
+        InputError: it is not.
     """
     try:
         import peft  # noqa: F401

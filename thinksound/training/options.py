@@ -171,7 +171,7 @@ class VAERun:
     folder: Path  # of the run: checkpoint, log, record
     loop: LoopOptions
     start: Start = Start()
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # changes to `VAEOptions` by name
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # options of the VAE that differ
     tensorboard: bool = False
     device: str = "auto"
     dtype: str = "auto"

@@ -95,7 +95,7 @@ def _alone(name: str, path: Path, folder: Path) -> Skipped:
 
 
 def _media(folder: Path, kinds: Sequence[Collection[str]]) -> tuple[dict[str, Path], list[Skipped]]:
-    """Name -> file, with an ending of the earliest possible of ``kinds``; and names of several files."""
+    """Name -> file, and the names that several files share; earlier ``kinds`` of endings have priority."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:

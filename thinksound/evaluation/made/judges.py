@@ -133,7 +133,7 @@ class Judgement:
 
 
 class Judges:
-    """Both judges, ready to listen."""
+    """Both judges, in evaluation mode."""
 
     def __init__(self, onsets: OnsetJudge, sources: SourceJudge, record: dict[str, Any]) -> None:
         self.record = record  # their training data and accuracy

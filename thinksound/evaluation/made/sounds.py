@@ -23,7 +23,7 @@ from .spectra import RATE, Waveform, resample
 
 logger = logging.getLogger(__name__)
 
-# What a recipe calls absent, as the source of a family's conditions.
+# Name in `Recipe.absent` -> source of the family's conditions.
 _SOURCES = {"video": "clip", "sync": "sync", "text": "text"}
 
 

@@ -48,7 +48,7 @@ def make_tiny(folder: Path) -> None:
     """
     for name in ("metaclip", "t5"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    with torch.device("meta"):  # the names and shapes alone matter
+    with torch.device("meta"):  # only names and shapes are needed
         networks = {name: family(TINY).create(name) for name in (TRANSFORMER, "vae", "synchformer")}
     for name, network in networks.items():
         _write_random(folder, Path(weight_file(TINY.weights[name]).path).name, network)
