@@ -15,7 +15,8 @@ if TYPE_CHECKING:
         ThinkSoundError,
         WeightsError,
     )
-    from .pipeline import Pipeline, load
+    from .loading import load
+    from .pipeline import Pipeline
     from .request import Options
     from .result import Result
 
@@ -29,7 +30,7 @@ _HOME = {
     "Options": "request",
     "Pipeline": "pipeline",
     "Result": "result",
-    "load": "pipeline",
+    "load": "loading",
 }
 
 __all__ = [

@@ -1,20 +1,17 @@
 """One request, top to bottom: decode the video, encode frames and texts, sample, decode the sound, mux.
 
-pipeline = thinksound.load("thinksound-light")
+pipeline = thinksound.load("thinksound-light")  # see loading.py
 result = pipeline("clip.mp4", caption="...", cot="...")
 result.save("clip_with_sound.mp4")
 """
 
 from __future__ import annotations
 
-import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -23,18 +20,15 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .checkpoints.load import load_network
-from .checkpoints.locate import describe_missing, missing
-from .checkpoints.registry import default_weights_dir
-from .errors import InputError, WeightsError
-from .families.find import family_of
-from .families.protocol import TRANSFORMER, Features, FrameStep, Model, TextStep
+from .batches import Frames, Sample, encode_requests, one_each, sample_requests
+from .errors import InputError
+from .families.protocol import Features, Model
 from .media.audio import fit_length, to_pcm16
 from .media.decode import DecodedVideo, decode_video
 from .media.mux import MuxResult, mux
 from .media.probe import SOFTWARE
 from .media.still import read_image
-from .presets import DEFAULT_PRESET, Preset, get_preset
+from .presets import Preset
 from .progress import Progress
 from .request import (
     DURATION,
@@ -49,26 +43,10 @@ from .request import (
     describe,
 )
 from .result import Result
-from .runtime.placement import Placement, detect_machine, make_plan, memory_errors
-
-logger = logging.getLogger(__name__)
+from .runtime.placement import Placement, memory_errors
 
 WARM_UP_S = 1.0
 SOUND_DURATION = Limits(0, 3600)  # s; for `sample`. Decoding checks the durations of videos.
-# Frames of one video by the names of the family's views, uint8 (N, H, W, 3); a view may be missing.
-Frames = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What `Pipeline.sample` returns, each ``(C, T)`` float32 on the CPU."""
-
-    noise: Tensor
-    latents: Tensor
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Allows ``noise, latents = pipeline.sample(...)``."""
-        yield from (self.noise, self.latents)
 
 
 @dataclass(frozen=True)
@@ -308,9 +286,9 @@ class Pipeline:
         several = isinstance(decoded, Sequence) and not isinstance(decoded, str | bytes)
         videos = cast(Sequence[DecodedVideo | Frames], decoded if several else [decoded])
         rows = zip(
-            _one_each("caption", caption, len(videos)),
-            _one_each("cot", cot, len(videos)),
-            _one_each("negative_prompt", negative_prompt, len(videos)),
+            one_each("caption", caption, len(videos)),
+            one_each("cot", cot, len(videos)),
+            one_each("negative_prompt", negative_prompt, len(videos)),
             strict=True,
         )
         texts = [Texts(*row) for row in rows]
@@ -319,31 +297,10 @@ class Pipeline:
         return features if several else features[0]
 
     def _encode(
-        self, frames: Sequence[Frames], texts: Sequence[Texts], progress: Progress | None = None
+        self, frames: Sequence[Frames], texts: Sequence[Texts], progress: Progress | None
     ) -> list[Features]:
         settled = [self.family.settle_texts(each) for each in texts]
-        model, encoded = self.model, [dict[str, Tensor]() for _ in frames]
-
-        def run(network: str) -> None:
-            with self.placement.on_device(network):
-                for reading in model.text_steps:
-                    if reading.network == network:
-                        _encode_texts(reading, settled, encoded)
-                for seeing in model.frame_steps:
-                    if seeing.network == network:
-                        _encode_frames(seeing, frames, encoded, progress)
-
-        encoders = model.encoders
-        if self.placement.plan.concurrent_encoding and len(encoders) > 1:
-            with ThreadPoolExecutor(len(encoders) - 1) as pool:
-                pending = [pool.submit(run, name) for name in encoders[:-1]]
-                run(encoders[-1])
-                for each in pending:
-                    each.result()
-        else:
-            for name in encoders:
-                run(name)
-        return list(encoded)
+        return encode_requests(self.model, self.placement, frames, settled, progress)
 
     @overload
     def sample(
@@ -390,51 +347,15 @@ class Pipeline:
         several = isinstance(features, Sequence)
         requests = cast(list[Features], list(features) if several else [features])
         count = len(requests)
-        durations = _one_each("durations", duration_s, count) if several else [cast(float, duration_s)]
-        each = _one_each("options", options, count) if several else [cast(Options | None, options)]
+        durations = one_each("durations", duration_s, count) if several else [cast(float, duration_s)]
+        each = one_each("options", options, count) if several else [cast(Options | None, options)]
         settled = [self._settle(_checked(one)) for one in each]
         for one in requests:
             if not isinstance(one, Mapping):
                 raise InputError(f"features {describe(one)} are no mapping; give what encode gave")
         seconds = [SOUND_DURATION.check("duration_s", one) for one in durations]
-        samples = self._sample(requests, seconds, settled, progress)
+        samples = sample_requests(self.model, self.placement, requests, seconds, settled, progress)
         return samples if several else samples[0]
-
-    def _sample(
-        self,
-        features: Sequence[Features],
-        durations: Sequence[float],
-        settled: Sequence[Options],
-        progress: Progress | None,
-    ) -> list[Sample]:
-        noises = [
-            self.model.draw_noise(cast(int, each.seed), duration_s)
-            for each, duration_s in zip(settled, durations, strict=True)
-        ]
-        # Requests with equal lengths of latents and features, steps and guidance form a batch.
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for index, (each, noise) in enumerate(zip(settled, noises, strict=True)):
-            lengths = tuple((name, len(feature)) for name, feature in features[index].items())
-            key = (noise.shape, lengths, each.num_inference_steps, each.cfg_scale)
-            groups.setdefault(key, []).append(index)
-        total = sum(cast(int, settled[group[0]].num_inference_steps) for group in groups.values())
-        samples: dict[int, Sample] = {}
-        done = 0
-        for group in groups.values():
-            first = settled[group[0]]
-            steps = cast(int, first.num_inference_steps)
-            with self.placement.on_device(TRANSFORMER):
-                latents = self.model.sample(
-                    [features[index] for index in group],
-                    durations[group[0]],
-                    torch.stack([noises[index] for index in group]),
-                    steps,
-                    cast(float, first.cfg_scale),
-                    partial(_report, progress, done, total),
-                ).cpu()
-            done += steps
-            samples |= {index: Sample(noises[index], one) for index, one in zip(group, latents, strict=True)}
-        return [samples[index] for index in range(len(settled))]
 
     @torch.inference_mode()
     def decode_audio(self, latents: Tensor) -> Tensor:
@@ -523,105 +444,3 @@ def _checked(options: Options | None) -> Options:
 
 def _draw_seed() -> int:
     return random.SystemRandom().randint(0, MAX_SEED)
-
-
-def _one_each(name: str, given: Any, count: int) -> list[Any]:
-    """Return ``count`` values: those of the sequence ``given``, or ``given`` itself repeated."""
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        return [given] * count
-    if len(given) != count:
-        raise InputError(f"{name}: {len(given)} for {count} requests; give one for each, or one for all")
-    return list(given)
-
-
-def _encode_texts(
-    step: TextStep, texts: Sequence[Mapping[str, str]], encoded: Sequence[dict[str, Tensor]]
-) -> None:
-    known: dict[str, Tensor] = {}  # equal texts are encoded once
-    for each, features in zip(texts, encoded, strict=True):
-        text = each[step.text]
-        if text not in known:
-            known[text] = step.encode(text).cpu()
-        features[step.feature] = known[text]
-
-
-def _encode_frames(
-    step: FrameStep,
-    frames: Sequence[Frames],
-    encoded: Sequence[dict[str, Tensor]],
-    progress: Progress | None,
-) -> None:
-    present = [index for index, each in enumerate(frames) if step.view in each]
-    for place, index in enumerate(present):
-
-        def report(done: int, total: int, place: int = place) -> None:
-            assert progress is not None
-            progress(step.network, place * total + done, len(present) * total)
-
-        found = step.encode(frames[index][step.view], progress=report if progress else None)
-        encoded[index][step.feature] = found.cpu()
-
-
-def _report(progress: Progress | None, before: int, total: int, step: int) -> None:
-    if progress:
-        progress("sample", before + step, total)
-
-
-def load(
-    preset: str = DEFAULT_PRESET,
-    weights: Path | str | None = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    offload: bool = False,
-    progress: Progress | None = None,
-    **older: str,
-) -> Pipeline:
-    """Load a preset's networks onto this machine's devices.
-
-    Args:
-        preset: a name from `thinksound.presets.PRESETS`, such as "thinksound-light" or "tiny".
-        weights: folder with the weight files; None is `default_weights_dir`.
-        device: "auto", "cpu", "cuda", "cuda:N", or "cuda:M,cuda:N" (encoders on the second, the other
-            networks on the first); or a `torch.device`.
-        dtype: "auto", "float32", "bfloat16" or "float16", or the `torch.dtype`. "float32" also switches
-            PyTorch's TensorFloat-32 convolutions off, for the whole process.
-        offload: keep weights in main memory, with one network at a time on the GPU.
-        progress: called as ``progress("load", done, total)`` after each network.
-        older: ``devices``, the older name of ``device``.
-
-    Raises:
-        InputError: an argument has a value or a name that is not listed here.
-        WeightsError: files are missing, damaged or of another network.
-        PlacementError: a device is missing, or memory ran out.
-    """
-    chosen = get_preset(preset)
-    if older:
-        given = older if device == "auto" else {"device": device, **older}
-        arguments = ("preset", "weights", "dtype", "offload", "progress")
-        device = by_current_names(given, ("device",), arguments)["device"]
-    folder = as_path("weights", weights, "a folder") if weights is not None else default_weights_dir()
-    check_progress(progress)
-    if not isinstance(offload, bool):
-        raise InputError(f"offload {describe(offload)} is not taken; give True or False")
-    dtype = str(dtype).removeprefix("torch.")
-    plan = make_plan(detect_machine(), chosen.networks, str(device), dtype, offload)
-    if dtype == "float32":
-        torch.backends.cudnn.allow_tf32 = False
-    absent = missing(folder, chosen.weights.values())
-    if absent:
-        raise WeightsError(describe_missing(folder, absent))
-
-    family, placement = family_of(chosen), Placement(plan)
-    built: dict[str, Any] = {}
-    with memory_errors():
-        for done, (name, network) in enumerate(chosen.networks.items(), 1):
-            build: Callable[[Path], Any] = partial(family.build, name)
-            network_dtype = getattr(torch, plan.dtypes[name])
-            built[name] = load_network(build, folder, network.key, network_dtype, family.fold(name))
-            # Placed at once, so that main memory holds one network on its way to a GPU, not all of them.
-            placement.place(name, family.placed(name, built[name]))
-            if progress:
-                progress("load", done, len(chosen.networks))
-    for note in plan.notes:
-        logger.warning(note)
-    return Pipeline(chosen, family.assemble(built), placement)

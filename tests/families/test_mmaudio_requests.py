@@ -213,8 +213,8 @@ def test_what_the_family_does_not_take(pipeline: Pipeline, clips: Path, image: P
 def test_what_only_mmaudio_takes_is_refused_by_the_others(clips: Path, image: Path) -> None:
     tiny = thinksound.load("tiny", device="cpu")
     for given, words in (
-        ({"caption": "a"}, "video is missing: tiny hears to moving pictures; give the path of a video"),
-        ({"image": image}, "image is not taken: tiny hears to moving pictures"),
+        ({"caption": "a"}, "video is missing: tiny needs moving pictures; give the path of a video"),
+        ({"image": image}, "image is not taken: tiny needs moving pictures"),
         (
             {"video": clips / SHORT, "negative_prompt": "b"},
             "negative_prompt is not read by tiny; it reads caption",

@@ -23,8 +23,9 @@ from thinksound.evaluation.made.onsets import detect_onsets, match_onsets, total
 from thinksound.families.find import family_of
 from thinksound.families.flow import FlowFamily
 from thinksound.families.protocol import TRANSFORMER
+from thinksound.loading import load
 from thinksound.models.flow import FlowTransformer
-from thinksound.pipeline import Pipeline, load
+from thinksound.pipeline import Pipeline
 from thinksound.presets import TINY
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.seeds import STEERING, TRAINING

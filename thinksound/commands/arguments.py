@@ -72,7 +72,7 @@ def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> 
 
 def load_pipeline(arguments: argparse.Namespace, progress: Progress) -> Pipeline:
     """Load the networks that the options of `add_model` name."""
-    from ..pipeline import load
+    from ..loading import load
 
     return load(
         arguments.preset,

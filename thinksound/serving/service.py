@@ -18,7 +18,8 @@ from .. import __version__
 from ..checkpoints.download import download
 from ..checkpoints.registry import default_weights_dir
 from ..errors import InputError, ThinkSoundError, printable
-from ..pipeline import Pipeline, load
+from ..loading import load
+from ..pipeline import Pipeline
 from ..presets import DEFAULT_PRESET, PRESETS, get_preset
 from ..progress import tenths
 from ..result import Result

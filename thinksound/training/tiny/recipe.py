@@ -25,10 +25,10 @@ from ...encoders.metaclip import build_metaclip
 from ...encoders.t5 import build_t5
 from ...families.protocol import TRANSFORMER
 from ...families.tiny import family
+from ...loading import load
 from ...models.flow import FlowTransformer
 from ...models.motion import MotionEncoder
 from ...models.spectrogram_vae import SpectrogramVAE
-from ...pipeline import load
 from ...presets import TINY
 from ...progress import Progress
 from ...synthetic.make import CLIP_S
