@@ -1,4 +1,4 @@
-"""The demo: a held-out made clip, its sound, the agreement of their onsets, and a picture of both."""
+"""The demo: a held-out synthetic clip, its sound, the agreement of their onsets, and a picture of both."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The published sizes on a GPU that is not there.
 
-PyTorch's fake tensors carry device, number format and shape but no values, and every operation checks
+PyTorch's fake tensors carry device, dtype and shape but no values, and every operation checks
 that its operands agree. So this finds, on any machine, the tensor that stayed on the CPU and the format
 that was not cast. What a GPU computes it cannot show.
 """

@@ -54,7 +54,7 @@ def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> 
     ``preset`` is the default of ``--preset``.
     """
     model = parser.add_argument_group("model")
-    add_preset(model, preset, "; tiny is bundled: small, trained on made clips")
+    add_preset(model, preset, "; tiny is bundled: small, trained on synthetic clips")
     add_weights_dir(model)
     model.add_argument(
         "--device",
@@ -62,9 +62,7 @@ def add_model(parser: argparse.ArgumentParser, preset: str = DEFAULT_PRESET) -> 
         metavar="D",
         help="auto, cpu, cuda, cuda:N or cuda:0,cuda:1 (default: auto)",
     )
-    model.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="number format of the networks (default: auto)"
-    )
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the networks (default: auto)")
     model.add_argument(
         "--offload", action="store_true", help="one network at a time on the GPU: slower, least memory"
     )

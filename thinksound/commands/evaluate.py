@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "evaluate",
         help="measure the sounds of a model",
-        description="Measure a model's sounds: against the known truth of made clips, or by the field's "
+        description="Measure a model's sounds: against the known truth of synthetic clips, or by the field's "
         "metrics on files of your own.",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
@@ -47,8 +47,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = actions.add_parser(
         "made",
-        help="on held-out made clips, whose truth is known",
-        description="Generate the sounds of held-out made clips and measure onsets, kind, material, panning, "
+        help="on held-out synthetic clips, whose truth is known",
+        description="Generate the sounds of held-out synthetic clips and measure onsets, kind, material, "
+        "panning, "
         "level, buzz, ring-down and pitch against the truth. Writes OUT/table.md and OUT/results.json after "
         "every row. Started again, it goes on where it was.",
         epilog=_EXAMPLES,

@@ -19,7 +19,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "make-data",
         help="make clips with known truth",
-        description="Write made clips into DIR: an MP4 with its sound, the sound as WAV, a JSON file with "
+        description="Write synthetic clips into DIR: an MP4 with its sound, the sound as WAV, a JSON file "
+        "with "
         "truth and texts, and for all of them captions.csv, the table that `thinksound prepare` reads. "
         "Clip i is made from the seed S + i alone; files of the same name are replaced.",
     )

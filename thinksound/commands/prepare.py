@@ -54,7 +54,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         metavar="SPLIT:FIRST:COUNT",
-        help=f"made clips ({' or '.join(SPLITS)}) of COUNT seeds from FIRST on; may be given several times",
+        help=f"synthetic clips ({' or '.join(SPLITS)}) of COUNT seeds from FIRST on; may be given several "
+        "times",
     )
     add_output_folder(parser, "OUT")
     parser.add_argument(

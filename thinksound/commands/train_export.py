@@ -69,7 +69,7 @@ def _add_export_output(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="number format of the file; every one loads everywhere (default: float32)",
+        help="dtype of the file; every one loads everywhere (default: float32)",
     )
     parser.add_argument(
         "--weights",

@@ -34,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--dtype",
         choices=DTYPES[1:],
         default="bfloat16",
-        help="number format (default: bfloat16; the VAE always stays in float32)",
+        help="(default: bfloat16; VAE and vocoder always stay in float32)",
     )
     add_preset(add("path", _path, "print where each file is, or belongs"))
 

@@ -214,7 +214,7 @@ class _Work:
         if header.encoders != self._encoders:
             raise InputError(
                 f"{self._folder}: holds clips that other weights of {self._layout.preset}, or the same in "
-                "another number format, have encoded; choose another folder"
+                "another dtype, have encoded; choose another folder"
             )
         return header if header.sources == self._sources[number] else None
 

@@ -33,7 +33,7 @@ def to_pcm16(waveform: Tensor) -> Tensor:
     if not torch.isfinite(peak):
         raise ThinkSoundError(
             "the generated sound holds values that are not numbers; "
-            "try a more precise number format (--dtype float32) or another seed"
+            "try a more precise dtype (--dtype float32) or another seed"
         )
     if peak == 0:
         return torch.zeros_like(waveform, dtype=torch.int16)
