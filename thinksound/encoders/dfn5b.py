@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import WeightsError
-from .pixels import normalize_clip
+from .pixels import encode_in_batches, normalize_clip
 from .pretrained import TEXT_LENGTH, described_by, read_description
 from .reading import Reading, read_beginning
 
@@ -95,14 +95,12 @@ class DFN5B:
         """
         height, width = self.model.visual.image_size
         weight = self.model.visual.conv1.weight
-        features = []
-        for start in range(0, len(frames), batch_size):
-            batch = frames[start : start + batch_size, :height, :width].to(weight.device)
-            pixels = normalize_clip(batch).to(weight.dtype)  # (N, 3, 378, 378)
-            features.append(normalize(self.model.encode_image(pixels).float(), dim=-1))  # (N, D)
-            if progress:
-                progress(start + len(batch), len(frames))
-        return torch.cat(features)
+
+        def encode(batch: Tensor) -> Tensor:
+            pixels = normalize_clip(batch[:, :height, :width].to(weight.device)).to(weight.dtype)
+            return normalize(self.model.encode_image(pixels).float(), dim=-1)  # (N, D)
+
+        return encode_in_batches(frames, encode, batch_size, progress)
 
     @torch.inference_mode()
     def encode_text(self, text: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from ..models.clip import CLIP, CLIPConfig, TowerConfig
-from .pixels import IMAGE_SIZE, normalize_clip
+from .pixels import IMAGE_SIZE, encode_in_batches, normalize_clip
 from .pretrained import TEXT_LENGTH, Description, check_folder, check_vocabulary, described_by, tokenize
 
 # The published ViT-H/14, where it differs from the defaults of the format.
@@ -67,14 +67,11 @@ class MetaCLIP:
         Returns:
             Projected features, not normalised, ``(V, D)`` float32 on the network's device.
         """
-        features = []
-        for start in range(0, len(frames), batch_size):
-            batch = frames[start : start + batch_size].to(self.model.device)
-            pixels = normalize_clip(batch)  # (N, 3, 224, 224)
-            features.append(self.model.image_features(pixels).float())  # (N, D)
-            if progress:
-                progress(start + len(batch), len(frames))
-        return torch.cat(features)
+
+        def encode(batch: Tensor) -> Tensor:
+            return self.model.image_features(normalize_clip(batch.to(self.model.device))).float()  # (N, D)
+
+        return encode_in_batches(frames, encode, batch_size, progress)
 
     @torch.inference_mode()
     def encode_text(self, caption: str) -> Tensor:

@@ -9,6 +9,8 @@ floating-point interpolation, differs by up to 2 of 255 steps (17 for DFN5B); th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -98,3 +100,29 @@ def normalize_sync(frames: Tensor) -> Tensor:
 def _channels_first(frames: Tensor) -> Tensor:
     """Returns float32 (N, 3, H, W) in 0..1 of uint8 frames (N, H, W, 3)."""
     return frames.permute(0, 3, 1, 2).float().div_(255)
+
+
+def encode_in_batches(
+    frames: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Encode frames a few at a time, which bounds memory.
+
+    Args:
+        frames: uint8 (P, H, W, 3), on any device.
+        encode: turns a batch of frames into one feature (D,) for each.
+        batch_size: frames per call of ``encode``.
+        progress: called after each batch with the frames done and the frames in all.
+
+    Returns:
+        (P, D), on the device and in the dtype of what ``encode`` returns.
+    """
+    features = []
+    for start in range(0, len(frames), batch_size):
+        batch = frames[start : start + batch_size]
+        features.append(encode(batch))
+        if progress:
+            progress(start + len(batch), len(frames))
+    return torch.cat(features)
