@@ -180,7 +180,7 @@ BAD_REQUESTS = {
     ),
     "image that is missing": (("--image", "nowhere.png"), "nowhere.png: file not found; check the path"),
     "image that is damaged": (("--image", "cut.png"), "cut.png: cannot be read ("),
-    "image that is huge": (("--image", "huge.png"), "huge.png: more than 67,108,864 pixels; make it smaller"),
+    "image that is huge": (("--image", "huge.png"), "huge.png: more than 35,651,584 pixels; make it smaller"),
     "image that is a text": (
         ("--image", "notes.png"),
         "notes.png: not an image; give a PNG, JPEG or WebP file",
