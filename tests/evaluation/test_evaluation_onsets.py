@@ -14,7 +14,7 @@ from thinksound.evaluation.made.onsets import (
     total,
     true_onsets,
 )
-from thinksound.evaluation.made.spectra import RATE, magnitudes, resample
+from thinksound.evaluation.made.spectra import RATE, Waveform, magnitudes, resample
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.scene import Scene
 from thinksound.synthetic.seeds import JUDGES
@@ -66,6 +66,29 @@ def test_silence_and_a_steady_tone_hold_no_onset():
     tone = np.sin(2 * np.pi * 440 * t).astype(np.float32) * np.minimum(t, 1)
     found = detect_onsets(np.stack([tone, tone]).astype(np.float32), RATE)
     assert len(found[found > 0.1]) == 0
+
+
+def steady_second_by_second(*levels_db: float) -> Waveform:
+    """A tone that holds every multiple of 125 Hz, with these levels; its bands are steady in between."""
+    t = np.arange(len(levels_db) * RATE) / RATE
+    phases = np.random.default_rng(0).uniform(0, 2 * np.pi, 63)
+    tone = sum(np.sin(2 * np.pi * 125 * (k + 1) * t + phase) for k, phase in enumerate(phases)) / 63
+    sound = (tone * 10 ** (np.repeat(levels_db, RATE) / 20)).astype(np.float32)
+    return np.stack([sound, sound])
+
+
+@pytest.mark.parametrize(
+    ("levels_db", "is_onset"),
+    [
+        ((-2.0, -2.0, 0.0, 0.0), False),
+        ((-3.5, -3.5, 0.0, 0.0), True),
+        ((0.0, -300.0, -18.0, -18.0), True),
+        ((0.0, -300.0, -34.0, -34.0), False),  # what is so much quieter than the loudest is not heard
+    ],
+)
+def test_an_onset_is_a_rise_of_three_decibels_of_what_is_not_too_quiet(levels_db, is_onset):
+    found = detect_onsets(steady_second_by_second(*levels_db), RATE)
+    assert found[found > 0.5].tolist() == ([pytest.approx(2.0, abs=0.01)] if is_onset else [])
 
 
 def test_pairs_are_as_many_as_can_be_and_each_is_used_once():

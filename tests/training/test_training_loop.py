@@ -109,19 +109,21 @@ def test_averages_follow_the_weights_as_computed_by_hand(tmp_path, steps):
         assert mean == pytest.approx(50 - 1.5, abs=1e-3)
 
 
-def test_validation_and_samples_see_the_averaged_weights(tmp_path):
+def test_validation_samples_and_files_beside_checkpoints_have_the_averaged_weights(tmp_path):
     sampled: list[float] = []
+    beside: list[float] = []
 
     def write(networks: Mapping[str, nn.Module], folder: Path) -> None:
-        sampled.append(weight_of(networks).item())
+        (beside if folder == tmp_path else sampled).append(weight_of(networks).item())
 
-    often = options(6, ema_decay=0.9, validate_every=1, sample_every=1)
-    Trainer(Climber(), often, tmp_path, write_samples=write).run()
+    often = options(6, ema_decay=0.9, validate_every=1, sample_every=1, save_every=1)
+    Trainer(Climber(), often, tmp_path, write_samples=write, write_beside=write).run()
     validated = [float(row[3]) for row in rows(tmp_path) if row[1] == "validation"]
     wanted = averages_by_hand(6, 0.9)
     assert all(abs(mean - step) > 0.1 for step, mean in enumerate(wanted, 1))  # what the raw weights are
     assert validated == pytest.approx(wanted, rel=1e-5)
     assert sampled == pytest.approx(wanted, rel=1e-5)
+    assert beside == pytest.approx(wanted, rel=1e-5)
 
 
 def test_groups_of_an_optimizer_keep_their_own_rates(tmp_path):
