@@ -183,6 +183,29 @@ def test_features_that_are_no_numbers_never_reach_training(pipeline, tmp_path, c
     assert [(each.name, "not numbers" in each.reason) for each in prepared.skipped] == [("1.wav", True)]
 
 
+def test_one_part_that_is_no_number_is_enough_to_leave_a_clip_out(pipeline, tmp_path, monkeypatch):
+    spoiled = (*CONDITIONS, "latent_mean", "latent_scale")  # each in its own clip, all but the last
+    encode, encode_sound = pipeline.encode, pipeline.model.encode_sound
+
+    def encode_badly(*given: object) -> list[dict[str, Tensor]]:
+        features = [dict(each) for each in encode(*given)]
+        for each, name in zip(features, CONDITIONS, strict=False):
+            shape = {c.name: c.shape(1.0) for c in pipeline.family.conditions}[name]
+            each[name] = torch.zeros(shape).index_fill_(0, torch.tensor([shape[0] - 1]), float("inf"))
+        return features
+
+    def encode_sound_badly(waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        mean, scale = (part.clone() for part in encode_sound(waveforms))
+        mean[4, -1, -1] = scale[5, 0, 0] = float("nan")
+        return mean, scale
+
+    monkeypatch.setattr(pipeline, "encode", encode_badly)
+    monkeypatch.setattr(pipeline.model, "encode_sound", encode_sound_badly)
+    files = [write_noise(tmp_path / f"{index}.wav", 1) for index in range(len(spoiled) + 1)]
+    prepare_clips(pipeline, [source(path) for path in files], tmp_path / "p", duration_s=1)
+    assert PreparedClips(tmp_path / "p").names == ["6.wav"]
+
+
 def test_what_cannot_be_used_is_listed_with_its_reason(pipeline, tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()
