@@ -328,6 +328,16 @@ def test_a_list_is_sampled_as_its_entries_are(pipeline, videos):
     assert sorted(batches) == [1, 1, 2]
 
 
+@pytest.mark.parametrize("other", [Options(2, 1.0, 5), Options(3, 4.0, 5)], ids=["guidance", "steps"])
+def test_entries_of_a_list_keep_their_own_options(pipeline, videos, other):
+    features = pipeline.encode([videos[0]] * 3)
+    options = [Options(2, 4.0, 5), other, Options(2, 4.0, 6)]
+    alone = [pipeline.sample(*request).latents for request in zip(features, [1.0] * 3, options, strict=True)]
+    assert (alone[0] - alone[1]).abs().max() > 1e-3
+    for sample, latents in zip(pipeline.sample(features, 1.0, options), alone, strict=True):
+        assert (sample.latents - latents).abs().max() <= 1e-5
+
+
 def test_entries_of_a_list_get_seeds_of_their_own(pipeline, videos):
     features = pipeline.encode([videos[0]] * 2)
     first, second = pipeline.sample(features, 1.0, Options(1))
