@@ -75,6 +75,38 @@ def test_a_new_vae_standardises_with_what_it_measured():
     assert 0.3 < mean.std() < 3  # magnitudes are kept
 
 
+def test_a_band_without_sound_is_not_magnified():
+    class Silence(Tones):
+        def _chords(self, numbers: range, samples: int) -> Tensor:
+            return torch.zeros(len(numbers), 2, samples)
+
+    vae = small_vae()
+    measure_mels(vae, MEL_16K, Silence(), OPTIONS.excerpt)
+    torch.testing.assert_close(vae.data_std, torch.full_like(vae.data_std, 0.01))
+
+
+def test_validation_measures_the_networks_that_it_is_given():
+    training, other = learner(), small_vae()
+    with torch.no_grad():
+        other.decoder.conv_out.weight.zero_()  # predicts the mean of every band
+    mels = log_mel(Tones().held_out(8 * 512).mean(dim=1, keepdim=True), MEL_16K)
+    target = (mels - other.data_mean) / other.data_std
+    found = training.validate({**training.networks, "vae": other})["distance"]
+    assert found == pytest.approx(target.abs().mean().item(), rel=1e-4)
+    assert found != pytest.approx(training.validate(training.networks)["distance"], rel=1e-2)
+
+
+def test_each_network_has_its_rate_and_the_divergence_is_per_value_of_the_spectrogram():
+    training = learner(discriminator_rate=0.003)
+    assert [group["lr"] for group in training.optimizers["discriminator"].param_groups] == [0.003]
+    mels = log_mel(Tones().batch(4, 8 * 512, torch.Generator()).mean(dim=1, keepdim=True), MEL_16K)
+    with torch.no_grad():
+        mean, log_variance = training.vae.encode(mels)
+        _, divergence = MelVAE.sample(mean, log_variance, torch.zeros_like(mean))
+    row = training.train_step(0, step_generator(0, 0), Update(1.0))
+    assert row["kl"] == pytest.approx(divergence.item() / (2 * 80), rel=1e-4)
+
+
 def test_steps_are_those_of_weights_that_are_normalised_in_use():
     """Against the published form: weights of size one per value, and Adam behind their normalisation."""
     training, steps = learner(kl_weight=0.0), 3

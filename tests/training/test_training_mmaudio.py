@@ -22,7 +22,7 @@ from thinksound.families.find import family_of
 from thinksound.families.mmaudio import SIZES, MMAudioFamily
 from thinksound.models.mmaudio import MMAudioFlow
 from thinksound.presets import MMAUDIO_TINY, TINY, get_preset
-from thinksound.training.dropping import dropping
+from thinksound.training.dropping import dropping, settled
 from thinksound.training.flow import (
     VALIDATION_TIMES,
     FlowLearner,
@@ -91,12 +91,25 @@ def test_the_loss_is_the_published_one(clips):
     assert learner.validate(learner.networks)["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("preset", "given", "chances"),
+    [
+        (MMAUDIO_TINY, FlowOptions(), (0.1, 0.0)),
+        (TINY, FlowOptions(), (0.2, 0.1)),
+        (TINY, FlowOptions(drop_one=0.0), (0.0, 0.1)),
+        (TINY, FlowOptions(drop_all=0.0), (0.2, 0.0)),
+        (MMAUDIO_TINY, FlowOptions(drop_one=0.3, drop_all=0.4), (0.3, 0.4)),
+    ],
+)
+def test_chances_of_dropping_that_are_left_open_are_the_familys(preset, given, chances):
+    options = settled(given, family_of(preset))
+    assert (options.drop_one, options.drop_all) == chances
+
+
 def test_frames_and_synchronisation_are_dropped_together(clips):
     assert dropping(FAMILY).groups(FAMILY) == [0, 0, 1]
     assert dropping(family_of(TINY)).groups(family_of(TINY)) == [0, 1, 2, 3]
-    usual = dropping(FAMILY)
-    assert (usual.drop_one, usual.drop_all) == (0.1, 0.0)
-    options = FlowOptions(drop_one=usual.drop_one, drop_all=usual.drop_all)
+    options = FlowOptions(drop_one=0.1, drop_all=0.0)
     drawn = draw_dropped(100_000, 2, options, torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.float().mean(0), torch.tensor([0.1, 0.1]), atol=0.005, rtol=0)
     assert drawn.all(1).float().mean().item() == pytest.approx(0.01, abs=0.002)
