@@ -122,6 +122,20 @@ def test_a_fine_tune_loads_behind_the_prefix_that_its_trainer_put_there(tmp_path
     assert_holds(load_file(network, checkpoint, "thinksound", torch.float32), wanted)
 
 
+@pytest.mark.parametrize(
+    "wrapper",
+    ["_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"],
+)
+def test_a_fine_tune_loads_whose_blocks_were_wrapped_one_by_one(tmp_path: Path, wrapper: str) -> None:
+    wanted = tensors_of("thinksound_light")
+    wrapped = {name.replace("_blocks.0.", f"_blocks.0.{wrapper}."): value for name, value in wanted.items()}
+    assert wrapped.keys() != wanted.keys()
+    published.save(
+        {f"model.model.{name}": value for name, value in wrapped.items()}, tmp_path / "thinksound_light.ckpt"
+    )
+    assert_holds(load_network(tmp_path, "thinksound_light"), wanted)
+
+
 @pytest.mark.parametrize("key", ["vae", "t5", "metaclip", "synchformer"])
 def test_other_networks_load_behind_a_wrapper_too(tmp_path: Path, key: str) -> None:
     folder = published.copies(tmp_path, key)
