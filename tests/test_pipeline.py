@@ -156,8 +156,10 @@ def test_steps_are_the_presets_where_none_are_given(pipeline, clips):
 
 def test_an_empty_chain_of_thought_is_the_caption(pipeline, clips):
     given = pipeline(clips / "cfr25_1p0s.mp4", "rain", "rain", FAST)
-    left_out = pipeline(clips / "cfr25_1p0s.mp4", " rain ", "", FAST)
-    assert torch.equal(given.latents, left_out.latents)
+    for empty in ("", " \n"):
+        left_out = pipeline(clips / "cfr25_1p0s.mp4", " rain ", empty, FAST)
+        assert torch.equal(given.latents, left_out.latents)
+        assert left_out.metadata == given.metadata
 
 
 def test_guidance_of_one_is_the_conditional_half(pipeline, clips):
