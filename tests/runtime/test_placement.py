@@ -12,7 +12,9 @@ import torch
 
 import thinksound
 from thinksound.errors import InputError, PlacementError
-from thinksound.presets import LIGHT
+from thinksound.families.find import family_of
+from thinksound.families.protocol import TRANSFORMER
+from thinksound.presets import LIGHT, PRESETS
 from thinksound.request import Options
 from thinksound.runtime.placement import (
     GPU,
@@ -67,6 +69,13 @@ def test_two_gpus_split_encoders_from_transformer_and_vae():
     }
     assert plan(H200, H200, H200).devices == made.devices
     assert plan(RTX_4090, RTX_4090, device="cuda:1,cuda:0").devices["dit"] == "cuda:1"
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_every_preset_keeps_sound_in_float32_and_encoders_on_the_second_gpu(preset):
+    made, sound = make_plan(Machine((H200, H200)), preset.networks), family_of(preset).sound_networks
+    assert {name for name, dtype in made.dtypes.items() if dtype == "float32"} == set(sound)
+    assert {name for name, device in made.devices.items() if device == "cuda:0"} == {TRANSFORMER, *sound}
 
 
 def test_a_second_gpu_that_is_too_small_is_left_alone():
