@@ -176,6 +176,15 @@ def test_guidance_of_one_is_the_conditional_half(pipeline, clips):
     assert torch.allclose(at[3.0] - at[2.0], at[2.0] - at[1.0], atol=1e-4)
 
 
+def test_guidance_extrapolates_on_a_line(pipeline):
+    features = pipeline.encode({}, "rain", "rain on a roof")
+    one, some, two = (
+        pipeline.sample(features, 1.0, Options(1, scale, 7)).latents for scale in (1.0, 1.25, 2.0)
+    )
+    assert (two - one).abs().max() > 0.01
+    assert (some - (one + 0.25 * (two - one))).abs().max() <= 1e-4
+
+
 def test_a_seed_is_drawn_where_none_is_given(pipeline, clips):
     seeds = {pipeline(clips / "cfr25_1p0s.mp4", options=Options(1)).seed for _ in range(3)}
     assert len(seeds) == 3 and all(0 <= seed <= MAX_SEED for seed in seeds)
