@@ -125,6 +125,15 @@ def test_of_a_video_whose_pictures_are_masked_the_timing_is_left(pipeline: Pipel
     assert masked.pcm.shape == whole.pcm.shape
 
 
+@pytest.mark.parametrize(("reader", "latents"), [("exact", 32), ("mmaudio", 30)])
+def test_latents_are_those_of_the_frames_and_the_sound_is_as_long_as_the_video(
+    pipeline: Pipeline, clips: Path, reader: str, latents: int
+) -> None:
+    result = pipeline(clips / SECOND, "rain", reader=reader, seed=1, num_inference_steps=1)
+    assert result.latents.shape[1] == latents  # of 1.0 s and 0.96 s
+    assert result.pcm.shape[1] == RATE
+
+
 def test_the_dump_holds_what_was_there(pipeline: Pipeline, image: Path, tmp_path: Path) -> None:
     pipeline(image=image, duration=0.5, num_inference_steps=1).dump(tmp_path / "a.safetensors")
     assert set(load_file(tmp_path / "a.safetensors")) == {
