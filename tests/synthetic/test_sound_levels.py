@@ -10,9 +10,10 @@ import pytest
 from thinksound.synthetic.make import make_scene
 from thinksound.synthetic.materials import MATERIALS
 from thinksound.synthetic.modal import modes, strike
-from thinksound.synthetic.scene import Scene
+from thinksound.synthetic.scene import Curve, FloatArray, Scene
 from thinksound.synthetic.seeds import JUDGES
 from thinksound.synthetic.sound import SAMPLE_RATE, synthesise
+from thinksound.synthetic.sustained import sustained
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +49,22 @@ def test_gain_scales_a_sound_until_its_peak_is_nine_tenths():
     assert np.abs(quiet - 2 * half).max() < 1e-6
     loud = synthesise(louder(scene, 100.0))
     assert np.abs(loud).max() == pytest.approx(0.9, abs=1e-6)
+
+
+def steady(kind: str, control: float) -> FloatArray:
+    """A second of a continuous source whose control does not change."""
+    scenes = (make_scene("standard", seed) for seed in JUDGES)
+    source = next(scene.sources[0] for scene in scenes if scene.sources[0].kind == kind)
+    curve = Curve((control,) * 51)
+    return sustained(source, curve, SAMPLE_RATE, SAMPLE_RATE, np.random.default_rng(0))
+
+
+def test_a_fast_engine_is_louder():
+    slow, fast = (np.std(steady("engine", hz)) for hz in (100.0, 400.0))
+    assert fast / slow > 2.2
+
+
+def test_a_fast_slide_is_brighter():
+    slow, fast = (np.abs(np.fft.rfft(steady("slide", speed))) ** 2 for speed in (0.1, 1.0))
+    high_slow, high_fast = (power[3000:].sum() / power.sum() for power in (slow, fast))
+    assert high_fast > 2 * high_slow
