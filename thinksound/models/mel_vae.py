@@ -261,7 +261,7 @@ class MelVAE(nn.Module):
 
     @staticmethod
     def sample(mean: Tensor, log_variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns sampled latents and their KL divergence from a standard normal (a scalar)."""
+        """Returns sampled latents and twice their KL divergence from a standard normal (a scalar)."""
         variance = log_variance.exp()
         divergence = (mean.square() + variance - log_variance - 1).sum(dim=1).mean()
         return noise * variance.sqrt() + mean, divergence

@@ -216,7 +216,7 @@ class AudioVAE(nn.Module):
 
     @staticmethod
     def sample(mean: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns sampled latents and their KL divergence from a standard normal (a scalar)."""
+        """Returns sampled latents and twice their KL divergence from a standard normal (a scalar)."""
         deviation = F.softplus(scale) + 1e-4
         variance = deviation.square()
         divergence = (mean.square() + variance - variance.log() - 1).sum(dim=1).mean()
