@@ -424,6 +424,22 @@ LISTS = {
         "decoded of type pathlib.* give what decode",
     ),
     "a list of frames for one": (lambda p, v, f: p.encode({"clip": v}), "frames of type list"),
+    "a view of another name": (
+        lambda p, v, f: p.encode({"clips": v[0].frames["clip"]}),
+        "frames of 'clips' are not seen by tiny; give clip and sync",
+    ),
+    "frames of another size": (
+        lambda p, v, f: p.encode({"clip": v[0].frames["clip"][:, :100]}),
+        r"clip frames of uint8 \(\d+, 100, .* are not taken; give uint8 \(N, ",
+    ),
+    "frames of another dtype": (
+        lambda p, v, f: p.encode({"clip": v[0].frames["clip"].float()}),
+        "clip frames of float32 .* are not taken; give uint8",
+    ),
+    "no frames": (
+        lambda p, v, f: p.encode({"sync": v[0].frames["sync"][:0]}),
+        r"sync frames of uint8 \(0, .* with N of at least \d",
+    ),
     "no features": (lambda p, v, f: p.sample(None, 1.0), "features None .* give what encode gave"),
     "a number among features": (lambda p, v, f: p.sample([f, 3], 1.0), "features 3 .* give what encode gave"),
     "too few durations": (

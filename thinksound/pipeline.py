@@ -55,7 +55,7 @@ class _Seen:
 
     frames: Frames
     duration_s: float  # of the result
-    sampled_s: float  # of the latents; MMAudio's own reader can make them shorter
+    sampled_s: float  # of the latents; with MMAudio's own reader another length
     video: DecodedVideo | None = None
     image: np.ndarray | None = None
 
@@ -232,11 +232,19 @@ class Pipeline:
             return video.frames
         if not isinstance(video, Mapping):
             raise InputError(f"decoded {describe(video)} is no decoded video; give what decode gave")
+        views = {view.name: view for view in self.family.views}
         for name, frames in video.items():
-            if not isinstance(frames, Tensor):
+            if name not in views:
                 raise InputError(
-                    f"{name} frames {describe(frames)} are no tensor; give uint8 (N, H, W, 3), as decode does"
+                    f"frames of {describe(name)} are not seen by {self.preset.name}; "
+                    f"give {' and '.join(views)}, as decode does"
                 )
+            wanted = f"give {views[name].form}, as decode does"
+            if not isinstance(frames, Tensor):
+                raise InputError(f"{name} frames {describe(frames)} are no tensor; {wanted}")
+            if not views[name].takes(frames):
+                kind = str(frames.dtype).removeprefix("torch.")
+                raise InputError(f"{name} frames of {kind} {tuple(frames.shape)} are not taken; {wanted}")
         return video
 
     @overload

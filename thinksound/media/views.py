@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,13 @@ class View:
     pixels: Callable[[np.ndarray], np.ndarray]  # uint8 (height, width, 3), upright, to uint8 (size, size, 3)
     size: int  # pixels on each side
     pick: Literal["nearest", "next"] = "nearest"
+
+    @property
+    def form(self) -> str:
+        """What `takes` accepts, for messages."""
+        return f"uint8 (N, {self.size}, {self.size}, 3) with N of at least {self.count(0)}"
+
+    def takes(self, frames: Tensor) -> bool:
+        """Whether ``frames`` have the form that decoding gives them."""
+        fits = frames.shape[1:] == (self.size, self.size, 3) and len(frames) >= self.count(0)
+        return frames.dtype == torch.uint8 and frames.ndim == 4 and fits
