@@ -87,6 +87,17 @@ def test_the_timeline_is_that_of_the_picture_all_the_same(clips: Path) -> None:
     assert usual.features_duration_s == 2.5 and drifting.features_duration_s <= 2.5
 
 
+def test_a_last_frame_that_stays_leaves_a_silence_of_which_a_note_warns(tmp_path: Path) -> None:
+    path = make.render(tmp_path / "clip.mp4", times=[n / 25 for n in range(26)], stay_s=3.0)
+    exact, drifting = (decode_video(path, VIEWS, None, None, each) for each in (False, True))
+    assert exact.duration_s == drifting.duration_s == 4.0 and not exact.notes
+    assert exact.features_duration_s == 4.0 and drifting.features_duration_s <= 1.0
+    (note,) = drifting.notes
+    assert re.search(r"frames for the first (0\.9\d|1\.0\d) s of 4\.00 s; the sound is silent after", note)
+    short = make.render(tmp_path / "short.mp4", times=[n / 25 for n in range(26)], stay_s=0.4)
+    assert not decode_video(short, VIEWS, drifting=True).notes  # the loss that any video has
+
+
 def test_without_a_duration_the_whole_video_is_read(clips: Path) -> None:
     for name in ("cfr25_1p0s.mp4", "vfr_mkv.mkv"):
         whole, asked = (decode_video(clips / name, VIEWS, each, drifting=True) for each in (None, 8.0))

@@ -56,7 +56,7 @@ from .views import View
 MAX_FRAMES = 250_000  # three minutes at 1,388 fps; each takes about a kilobyte until the video is written
 
 _ROUNDING = Fraction(2, 1000)  # s; of the ends in edit lists, which count milliseconds
-_MISSING = Fraction(1, 2)  # s; a note is given if more is missing at the end
+_MISSING = Fraction(1, 2)  # s; a note is given if more is missing or silent at the end
 _UNDECODABLE = Fraction(1, 10)  # s; a note is given if this much or more is missing at the beginning
 
 
@@ -68,7 +68,9 @@ class DecodedVideo:
     timeline: Timeline  # every presented frame, for the muxer
     views: tuple[View, ...]  # that the frames were picked for
     frames: Mapping[str, Tensor]  # by view name: uint8 (frames, size, size, 3)
-    features_duration_s: float  # seconds that the frames cover; less than the duration if ticks drift
+    # Seconds that the frames cover. If ticks drift, these are others than the duration: more if the video
+    # starts late, less if its last frame stays.
+    features_duration_s: float
     notes: tuple[str, ...]  # sentences the user should read, such as "... the file is damaged ..."
 
     @property
@@ -220,7 +222,7 @@ class _Decoder:
             views=tuple(frames.view for frames in self._lists),
             frames={frames.view.name: frames.finish(frames.view.count(covered_s)) for frames in self._lists},
             features_duration_s=covered_s,
-            notes=tuple(printable(note) for note in self._notes(info, timeline)),
+            notes=tuple(printable(note) for note in self._notes(info, timeline, covered_s)),
         )
         progress(1.0)
         return result
@@ -270,8 +272,14 @@ class _Decoder:
         source = self._source
         return Timeline(tuple(times), end, cut, shapes, source.damaged, source.moved, source.lost_start)
 
-    def _notes(self, info: VideoInfo, timeline: Timeline) -> tuple[str, ...]:
-        return tuple(note for note in (info.choice, *self._incomplete(info, timeline)) if note)
+    def _notes(self, info: VideoInfo, timeline: Timeline, covered_s: float) -> tuple[str, ...]:
+        duration_s = float(timeline.duration)
+        uncovered = (
+            f"{self._path}: the original's reader finds frames for the first {covered_s:.2f} s of "
+            f"{duration_s:.2f} s; the sound is silent after them"
+        )
+        shrunk = uncovered if covered_s + _MISSING < duration_s else ""
+        return tuple(note for note in (info.choice, *self._incomplete(info, timeline), shrunk) if note)
 
     def _incomplete(self, info: VideoInfo, timeline: Timeline) -> tuple[str, ...]:
         path, announced_end_s = self._path, info.announced_end_s
