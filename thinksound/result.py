@@ -57,7 +57,8 @@ class Result:
             return ()
         if self.video is None:
             raise OutputError(
-                f"{path}: there is no picture that the sound belongs to; give a name that ends in .wav"
+                f"{path}: there is no picture that the sound belongs to; "
+                f"give a name that ends in {' or '.join(SOUND_FORMATS)}"
             )
         muxed = mux(self.video, self.pcm, self.sample_rate, path, self.metadata)
         encoded = () if muxed.copied else (f"the picture was encoded again as H.264: {muxed.reason}",)

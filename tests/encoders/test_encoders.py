@@ -22,7 +22,7 @@ from thinksound.encoders.metaclip import MetaCLIP, build_metaclip
 from thinksound.encoders.motion import encode_motion
 from thinksound.encoders.pixels import normalize_sync
 from thinksound.encoders.pretrained import tokenize
-from thinksound.encoders.reading import read_beginning, read_text, reading_notes
+from thinksound.encoders.reading import notes_on, read_beginning, read_text
 from thinksound.encoders.sync import encode_sync
 from thinksound.encoders.t5 import T5Text, build_t5
 from thinksound.models.motion import MotionConfig, MotionTower
@@ -245,12 +245,12 @@ def test_what_t5_has_no_token_for(
 ) -> None:
     reading = read_text(t5_text.tokenizer, text)
     assert (reading.unreadable, reading.understood) == (unreadable, understood)
-    notes = reading_notes("cot", text, "T5", t5_text.tokenizer)
+    notes = notes_on("cot", "T5", read_text(t5_text.tokenizer, text))
     assert len(notes) == bool(unreadable)
     assert all("describe the sound in English" in note and f'"{unreadable[0]}"' in note for note in notes)
     assert all(("can read nothing of it" in note) != understood for note in notes)
     # CLIP's tokens are bytes, all of which it knows.
-    assert reading_notes("caption", text, "MetaCLIP", clip.tokenizer) == []
+    assert notes_on("caption", "MetaCLIP", read_text(clip.tokenizer, text)) == []
 
 
 def test_counting_words_does_not_change_what_the_network_reads(t5_text: T5Text) -> None:

@@ -101,11 +101,6 @@ def read_beginning(text: str, fits: Callable[[str], bool]) -> Reading:
     return Reading(read, len(words), unit, unreadable=(), understood=True)
 
 
-def reading_notes(name: str, text: str, encoder: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Returns notes for the user if ``encoder`` does not read all of the text called ``name``."""
-    return notes_on(name, encoder, read_text(tokenizer, text))
-
-
 def notes_on(name: str, encoder: str, reading: Reading) -> list[str]:
     """Returns notes for the user if ``reading`` is not all of the text called ``name``."""
     notes = []
