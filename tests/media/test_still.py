@@ -72,6 +72,7 @@ def refused(path: Path | str) -> str:
 @pytest.mark.parametrize(
     ("width", "height", "words"),
     [
+        (8192, 4353, "8192x4353 pixels; at most 35,651,584"),
         (9000, 9000, "9000x9000 pixels; at most 35,651,584, and 16,384 a side, can be used; make it smaller"),
         (10_000, 10_000, "more than 35,651,584 pixels; make it smaller"),  # Pillow warns of these
         (60_000, 60_000, "more than 35,651,584 pixels; make it smaller"),

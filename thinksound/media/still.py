@@ -19,9 +19,9 @@ from torch import Tensor
 from ..errors import MediaError
 from .files import check_output, local_path, whole_file
 from .mux import SUFFIXES, create_mp4, decoded_at, encode_sound
+from .probe import MAX_PIXELS
 
 FPS = 1  # of the video
-_MOST_PIXELS = 8192 * 4352  # as for frames of a video, with the same bound on memory
 _LONGEST_SIDE = 16_384  # more cannot be encoded as H.264
 _X264 = {"crf": "18", "preset": "fast", "tune": "stillimage", "bf": "0"}
 
@@ -32,7 +32,7 @@ def read_image(path: Path | str) -> np.ndarray:
     Transparency is dropped, as MMAudio does: the colours beneath are seen.
 
     Raises:
-        MediaError: the file is missing, no image, damaged, larger than 67 megapixels or 16,384 pixels a
+        MediaError: the file is missing, no image, damaged, larger than `MAX_PIXELS` or 16,384 pixels a
             side, or its pixels are 32-bit numbers.
     """
     path = local_path(path)
@@ -47,7 +47,7 @@ def read_image(path: Path | str) -> np.ndarray:
     except UnidentifiedImageError:
         raise MediaError(f"{path}: not an image; give a PNG, JPEG or WebP file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path}: more than {_MOST_PIXELS:,} pixels; make it smaller") from error
+        raise MediaError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         if isinstance(error, OSError) and error.strerror:  # of the file, not of what is in it
             raise MediaError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
@@ -55,9 +55,9 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def _upright(path: Path, image: Image.Image) -> np.ndarray:
-    if image.width * image.height > _MOST_PIXELS or max(image.size) > _LONGEST_SIDE:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > _LONGEST_SIDE:
         raise MediaError(
-            f"{path}: {image.width}x{image.height} pixels; at most {_MOST_PIXELS:,}, and {_LONGEST_SIDE:,} "
+            f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS:,}, and {_LONGEST_SIDE:,} "
             "a side, can be used; make it smaller"
         )
     if image.mode in ("I", "F"):  # nobody says what stands for white
