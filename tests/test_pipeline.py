@@ -448,6 +448,22 @@ LISTS = {
     ),
     "durations for one": (lambda p, v, f: p.sample(f, [1.0]), "duration_s of type list is not a number"),
     "text for a duration": (lambda p, v, f: p.sample([f, f], "long"), "duration_s 'long' is not a number"),
+    "features of another width": (
+        lambda p, v, f: p.sample({**f, "clip_features": torch.zeros(8, 3)}, 1.0, FAST),
+        r"clip_features \(8, 3\) cannot be taken; tiny takes a tensor such as \(8, 64\) for 1 s",
+    ),
+    "part of a segment": (
+        lambda p, v, f: p.sample({**f, "sync_features": torch.zeros(9, 96)}, 1.0, FAST),
+        r"sync_features \(9, 96\) cannot be taken",
+    ),
+    "too few tokens": (
+        lambda p, v, f: p.sample({**f, "t5_features": torch.zeros(5, 128)}, 1.0, FAST),
+        r"t5_features \(5, 128\) cannot be taken",
+    ),
+    "features of another kind": (
+        lambda p, v, f: p.sample({**f, "text_features": "rain"}, 1.0, FAST),
+        "text_features 'rain' cannot be taken",
+    ),
     "a duration of no video": (lambda p, v, f: p.sample(f, float("nan")), "duration_s nan is out of range"),
     "too few options": (
         lambda p, v, f: p.sample([f, f], 1.0, [FAST]),

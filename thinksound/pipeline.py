@@ -358,12 +358,25 @@ class Pipeline:
         durations = one_each("durations", duration_s, count) if several else [cast(float, duration_s)]
         each = one_each("options", options, count) if several else [cast(Options | None, options)]
         settled = [self._settle(_checked(one)) for one in each]
-        for one in requests:
-            if not isinstance(one, Mapping):
-                raise InputError(f"features {describe(one)} are no mapping; give what encode gave")
         seconds = [SOUND_DURATION.check("duration_s", one) for one in durations]
+        for one, duration in zip(requests, seconds, strict=True):
+            self._check_features(one, duration)
         samples = sample_requests(self.model, self.placement, requests, seconds, settled, progress)
         return samples if several else samples[0]
+
+    def _check_features(self, features: object, duration_s: float) -> None:
+        """Raise `InputError` if the transformer cannot take ``features``."""
+        if not isinstance(features, Mapping):
+            raise InputError(f"features {describe(features)} are no mapping; give what encode gave")
+        for condition in self.family.conditions:
+            feature = features.get(condition.name)
+            if feature is not None and not condition.accepts(feature, duration_s):
+                shape = tuple(feature.shape) if isinstance(feature, Tensor) else describe(feature)
+                wanted = condition.shape(duration_s)
+                raise InputError(
+                    f"{condition.name} {shape} cannot be taken; {self.preset.name} takes a tensor such as "
+                    f"{wanted} for {duration_s:g} s; give what encode gave"
+                )
 
     @torch.inference_mode()
     def decode_audio(self, latents: Tensor) -> Tensor:

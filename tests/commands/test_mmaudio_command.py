@@ -187,7 +187,10 @@ BAD_REQUESTS = {
     ),
     "image that is a video": (("--image", VIDEO), f"{VIDEO}: not an image"),
     "video that is an image": (("picture.png",), "picture.png: this is a still picture (PNG)"),
-    "text as a video": (("--caption", "rain", "-o", "out.mp4"), "out.mp4: "),
+    "text as a video": (
+        ("--caption", "rain", "-o", "out.mp4"),
+        "-o out.mp4: there is no picture to show; give",
+    ),
     "image as another film": (("--image", "picture.png", "-o", "out.avi"), "out.avi: "),
     "text that is endless": (("--negative-prompt", "x" * 20_000, VIDEO), "--negative-prompt has 20,000 char"),
     "duration": (("--caption", "rain", "--duration", "181"), "--duration 181 is out of range"),

@@ -196,6 +196,8 @@ def _without_video(
     if folder is not None:
         make_folder(folder)
     output = _output(arguments, folder, None)
+    if arguments.image is None and output.suffix.lower() == ".mp4":
+        raise InputError(f"-o {output}: there is no picture to show; give a name that ends in .wav or .flac")
     check_output(output, (*SOUND_FORMATS, *([".mp4"] if arguments.image is not None else [])))
     _check_others(arguments, ())
     say = _silent if arguments.quiet else _say
@@ -278,10 +280,11 @@ def _check_outputs(arguments: argparse.Namespace, folder: Path | None, video: st
 
 
 def _check_others(arguments: argparse.Namespace, inputs: Sequence[Path]) -> None:
+    from ..media.audio import SOUND_FORMATS
     from ..media.files import check_output
 
     if arguments.audio is not None:
-        check_output(arguments.audio, (".wav",), inputs)
+        check_output(arguments.audio, tuple(SOUND_FORMATS), inputs)
     if arguments.dump is not None:
         check_output(arguments.dump, (".safetensors",), inputs)
 

@@ -34,7 +34,7 @@ from ..models.mmaudio import (
     MMAudioConfig,
     MMAudioFlow,
 )
-from ..models.synchformer import Synchformer, SynchformerConfig
+from ..models.synchformer import SYNC_FEATURES_PER_SEGMENT, Synchformer, SynchformerConfig
 from ..presets import Preset
 from ..sampling.solvers import turned_flow_times
 from .flow import FlowFamily, FlowModel
@@ -116,7 +116,12 @@ class MMAudioFamily(FlowFamily):
         hop = 2 * sizes.mel.hop  # the VAE halves the frame rate
         self.conditions = (
             Condition("clip_features", "clip", lambda s: (clip_frame_count(s), flow.clip_dim)),
-            Condition("sync_features", "sync", lambda s: (sync_feature_count(s), flow.sync_dim)),
+            Condition(
+                "sync_features",
+                "sync",
+                lambda s: (sync_feature_count(s), flow.sync_dim),
+                multiple=SYNC_FEATURES_PER_SEGMENT,
+            ),
             Condition("text_features", "text", lambda s: (flow.text_length, flow.text_dim)),
         )
         self.sound = SoundFormat(

@@ -41,6 +41,15 @@ class Condition:
     name: str  # in `Features`
     source: str  # "clip" and "sync": the frames of that view; else "text"
     shape: Callable[[float], tuple[int, int]]  # seconds of video to (N, D)
+    multiple: int = 1  # of which N is a multiple
+
+    def accepts(self, feature: object, duration_s: float) -> bool:
+        """Returns whether ``feature`` can be this input; frames may cover another duration than asked for."""
+        count, width = self.shape(duration_s)
+        if not isinstance(feature, Tensor) or feature.dim() != 2 or feature.shape[1] != width:
+            return False
+        rows = len(feature)
+        return rows == count if self.source == "text" else rows > 0 and rows % self.multiple == 0
 
 
 @dataclass(frozen=True)

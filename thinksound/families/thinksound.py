@@ -23,7 +23,7 @@ from ..encoders.t5 import T5Text, build_t5
 from ..encoders.views import METACLIP_VIEW, SYNC_VIEW, clip_frame_count, sync_feature_count
 from ..models.mmdit import MMDiT, MMDiTConfig
 from ..models.oobleck import AudioVAE, OobleckConfig
-from ..models.synchformer import Synchformer, SynchformerConfig
+from ..models.synchformer import SYNC_FEATURES_PER_SEGMENT, Synchformer, SynchformerConfig
 from ..presets import Preset
 from ..request import Texts
 from ..sampling.solvers import flow_times
@@ -75,7 +75,12 @@ class ThinkSoundFamily(FlowFamily):
         mmdit, vae = sizes.mmdit, sizes.vae
         self.conditions = (
             Condition("clip_features", "clip", lambda s: (clip_frame_count(s), mmdit.clip_dim)),
-            Condition("sync_features", "sync", lambda s: (sync_feature_count(s), mmdit.sync_dim)),
+            Condition(
+                "sync_features",
+                "sync",
+                lambda s: (sync_feature_count(s), mmdit.sync_dim),
+                multiple=SYNC_FEATURES_PER_SEGMENT,
+            ),
             Condition("text_features", "text", lambda s: (mmdit.text_length, mmdit.clip_text_dim)),
             Condition("t5_features", "text", lambda s: (mmdit.text_length, mmdit.text_dim)),
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import InputError
 from ..presets import Preset
 from .loop import Learner
 from .mel_vae import MelVAELearner, MelVAEOptions, initialise_mel_vae, measure_mels
@@ -49,4 +50,6 @@ def vae_training(preset: Preset) -> VAETraining:
         return VAETraining(
             SpectralVAEOptions(), initialise_spectrogram_vae, SpectralVAELearner, standardise_spectrogram_vae
         )
-    return VAETraining(VAEOptions(), initialise_vae, VAELearner, standardise)
+    if preset.family == "thinksound":
+        return VAETraining(VAEOptions(), initialise_vae, VAELearner, standardise)
+    raise InputError(f"preset {preset.name}: the training of its VAE is not offered; give another preset")
