@@ -192,7 +192,7 @@ BAD_REQUESTS = {
         "-o out.mp4: there is no picture to show; give",
     ),
     "image as another film": (("--image", "picture.png", "-o", "out.avi"), "out.avi: "),
-    "text that is endless": (("--negative-prompt", "x" * 20_000, VIDEO), "--negative-prompt has 20,000 char"),
+    "text that is endless": (("--negative-prompt", "x" * 20_000, VIDEO), "--negative-prompt has 20,000"),
     "duration": (("--caption", "rain", "--duration", "181"), "--duration 181 is out of range"),
     "its own input": (("--image", "picture.png", "-o", "picture.png"), "picture.png: "),
 }
