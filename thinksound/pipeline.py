@@ -393,8 +393,8 @@ class Pipeline:
     def finish(self, waveform: Tensor, duration_s: float) -> Tensor:
         """Turn a waveform ``(channels, A)`` into the sound of a result, int16 ``(channels, samples)``.
 
-        Its peak is full scale, and it lasts exactly ``duration_s`` seconds. Any processing of the whole sound
-        belongs here.
+        It is normalised by `to_pcm16` and lasts exactly ``duration_s`` seconds. Any processing of the whole
+        sound belongs here.
         """
         sound = self.family.sound
         return fit_length(to_pcm16(waveform), sound.sample_count(duration_s))

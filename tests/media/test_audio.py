@@ -33,6 +33,21 @@ def test_peak_level_equals_the_published_formula() -> None:
     assert to_pcm16(waveform.bfloat16()).dtype == torch.int16
 
 
+@pytest.mark.parametrize(
+    ("peak", "expected"),
+    [
+        (0.04, 32767),
+        (0.0317, 32767),  # just above 10 ** (-30 / 20)
+        (0.0315, 0.0315 * 10**1.5 * 32767),
+        (1e-4, 1e-4 * 31.6 * 32767),
+    ],
+)
+def test_normalisation_lifts_by_at_most_30_db(peak: float, expected: float) -> None:
+    waveform = peak * torch.sin(torch.arange(1000) * (torch.pi / 2 / 100))[None]  # the peak is a sample
+    found = to_pcm16(waveform).abs().max().item()
+    assert found == pytest.approx(expected, abs=1.1)
+
+
 def test_silence_stays_silence() -> None:
     assert torch.equal(to_pcm16(torch.zeros(2, 100)), torch.zeros(2, 100, dtype=torch.int16))
 

@@ -1,4 +1,4 @@
-"""Turns generated sound into 16-bit samples of full level and exact length, and writes sound files."""
+"""Turns generated sound into normalised 16-bit samples of exact length, and writes sound files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from torch import Tensor
 from ..errors import ThinkSoundError
 from .files import whole_file
 
+MAX_GAIN_DB = 30.0  # of normalisation
 _LONGEST_FADE = 1024  # samples; half a latent frame of ThinkSound
 
 
 def to_pcm16(waveform: Tensor) -> Tensor:
-    """Scale sound so that its peak is full scale, as the original does; silence stays silence.
+    """Scale sound so that its peak is full scale, as the original does, but lift it by at most `MAX_GAIN_DB`.
+
+    The limit deviates from the original: it would make the faint noise of a video without sound as loud as
+    any sound. A peak of 0.032 and more reaches full scale; silence stays silence.
 
     Args:
         waveform: float (channels, A).
@@ -35,9 +39,8 @@ def to_pcm16(waveform: Tensor) -> Tensor:
             "the generated sound holds values that are not numbers; "
             "try a more precise dtype (--dtype float32) or another seed"
         )
-    if peak == 0:
-        return torch.zeros_like(waveform, dtype=torch.int16)
-    return waveform.div(peak).clamp(-1, 1).mul(32767).to(torch.int16)
+    lowest = 10 ** (-MAX_GAIN_DB / 20)
+    return waveform.div(peak.clamp_min(lowest)).clamp(-1, 1).mul(32767).to(torch.int16)
 
 
 def fit_length(pcm16: Tensor, samples: int) -> Tensor:
