@@ -25,7 +25,7 @@ from thinksound.errors import InputError
 from thinksound.evaluation.made.evaluate import evaluate_made
 from thinksound.evaluation.made.judges import FOLDER, load_judges
 from thinksound.evaluation.made.options import EvaluationOptions
-from thinksound.evaluation.made.rows import Recipe, choose, table_rows
+from thinksound.evaluation.made.rows import TEXTS, Recipe, choose, table_rows
 from thinksound.evaluation.made.sounds import Sounds
 from thinksound.evaluation.made.spectra import RATE
 from thinksound.families.tiny import SIZES, TinyFamily
@@ -34,6 +34,7 @@ from thinksound.presets import TINY
 from thinksound.sampling.noise import draw_noise
 from thinksound.synthetic.make import CLIP_S
 from thinksound.synthetic.seeds import MEASURED
+from thinksound.synthetic.stream import scene_frames
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +89,8 @@ def test_rows_are_what_was_asked_for():
     assert {f"cfg-{scale}" for scale in (1, 3, 5, 7)} | {f"steps-{n}" for n in (4, 8, 16, 24, 48)} <= set(
         keys
     )
+    more = {"caption-only", "cot-only", "caption-other", "cot-other", "fps-12", "fps-25", "fps-60"}
+    assert more <= set(keys)
     rows = {row.key: row for row in table_rows(3.0, 24)}
     same = [key for key, row in rows.items() if row.recipe == rows["generated"].recipe]
     assert same == ["generated", "another", "cfg-3", "steps-24"], "made once, not four times"
@@ -121,7 +124,12 @@ def test_a_sound_is_the_one_that_the_pipeline_makes(pipeline, sounds, clips):
         {"absent": ("video", "sync")},
         {"absent": ("text",)},
         {"absent": ("sync",)},
-        {"contradicted": True},
+        {"texts": ("caption",)},
+        {"texts": ("cot",)},
+        {"contradicted": TEXTS},
+        {"contradicted": ("caption",)},
+        {"contradicted": ("cot",)},
+        {"fps": 12},
         {"scrambled": True},
         {"guidance_scale": 5.0},
         {"steps": 4},
@@ -149,6 +157,36 @@ def test_what_is_absent_is_replaced_by_what_the_network_learned_for_it(pipeline,
         latents = pipeline.family.follow(transformer, empty, noise, 2, 1.0, lambda step: None)
     assert np.abs(one - pipeline.decode_audio(latents[0]).numpy()).max() < 1e-4
     assert np.abs(one - other).max() > 1e-4, "the noise still differs"
+
+
+def test_texts_are_left_out_or_contradicted_one_by_one(sounds):
+    true, other = (sounds.texts(replace(MODEL, contradicted=each), 0) for each in ((), TEXTS))
+    assert true.caption != other.caption and true.cot != other.cot
+    for changes, caption, cot in (
+        ({"texts": ("caption",)}, true.caption, ""),
+        ({"texts": ("cot",)}, "", true.cot),
+        ({"contradicted": ("caption",)}, other.caption, true.cot),
+        ({"contradicted": ("cot",)}, true.caption, other.cot),
+    ):
+        texts = sounds.texts(replace(MODEL, **changes), 0)
+        assert (texts.caption, texts.cot) == (caption, cot)
+
+
+def test_a_caption_alone_is_what_a_user_gets_who_gives_no_more(pipeline, sounds, clips):
+    scene = sounds.references[1].scene
+    caption = sounds.texts(MODEL, 1).caption
+    features = pipeline.encode(scene_frames(scene, pipeline.family.views), caption)
+    options = thinksound.Options(num_inference_steps=2, cfg_scale=2.0, seed=scene.seed)
+    _, latents = pipeline.sample(features, scene.duration_s, options)
+    expected = pipeline.decode_audio(latents).numpy()
+    found = sounds.make(replace(MODEL, texts=("caption",)), [1])[0]
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)  # shards are float16
+
+
+def test_a_scene_at_its_own_frame_rate_sounds_as_before(sounds):
+    fps = sounds.references[1].scene.fps
+    before, again = (sounds.make(replace(MODEL, fps=each), [1])[0] for each in (None, fps))
+    assert np.linalg.norm(again - before) < 0.02 * np.linalg.norm(before)  # shards are float16
 
 
 def test_scrambling_leaves_the_model_alone(pipeline, sounds):

@@ -8,15 +8,19 @@ import pytest
 from thinksound.evaluation.made.measures import (
     TRACK_S,
     Moments,
+    attack_floors,
     buzz_db,
     decay_times,
     flatness_db,
+    impact_tones,
     level,
     level_correlation,
     pan,
     pan_moments,
     pitch_agreement,
+    pitch_error_cents,
     pitch_track,
+    tones_found,
 )
 from thinksound.evaluation.made.spectra import RATE
 from thinksound.synthetic.make import make_scene
@@ -164,6 +168,72 @@ def test_a_ring_down_that_lasts_gets_its_span_and_silence_gets_none():
     steady = both(np.sin(2 * np.pi * 900 * T))
     assert decay_times(steady, np.array([1.0]), np.array([0.5])) == pytest.approx([0.5], abs=0.06)
     assert decay_times(np.zeros_like(steady), np.array([1.0]), np.array([0.5])).tolist() == [0]
+
+
+def struck(onset, *tones, t60=0.5):
+    """Partials as (Hz, amplitude) that start together and decay together."""
+    ring = sum(amplitude * np.cos(2 * np.pi * hz * (T - onset)) for hz, amplitude in tones)
+    return np.where(onset <= T, ring * 10 ** (-3 * (T - onset) / t60), 0)
+
+
+@pytest.mark.parametrize("before_db", [-30.0, -60.0])
+def test_an_attack_floor_is_the_level_before_the_peak(before_db):
+    hiss = 10 ** (before_db / 20) * np.random.default_rng(0).standard_normal(len(T))
+    tone = struck(1.0, (900, np.sqrt(2)), t60=2.0)  # RMS 1 at its peak, as the hiss without its factor
+    assert attack_floors(both(tone + hiss), np.array([1.0])) == pytest.approx([before_db], abs=1)
+
+
+def test_an_attack_floor_ends_at_80_db_and_is_0_without_an_attack():
+    assert attack_floors(both(struck(1.0, (900, 1.0))), np.array([1.0])) == pytest.approx([-80])
+    assert attack_floors(both(0 * T), np.array([1.0])).tolist() == [0]
+    assert attack_floors(both(np.sin(2 * np.pi * 900 * T)), np.array([1.0])) == pytest.approx([0], abs=0.1)
+
+
+def test_tones_are_found_strongest_first_and_none_more_than_40_db_below_the_strongest():
+    sound = struck(1.0, (500, 0.1), (1_400, 0.3), (3_000, 1.0), (5_000, 0.03), (6_500, 0.008))
+    (tones,) = impact_tones(both(sound), np.array([1.0]))
+    assert tones == pytest.approx([3_000, 1_400, 500, 5_000], rel=0.005)
+
+
+def test_six_tones_count_and_near_ones_are_one():
+    many = [(hz, 1 - 0.1 * place) for place, hz in enumerate((400, 800, 1_600, 2_400, 3_600, 5_000, 7_000))]
+    (tones,) = impact_tones(both(struck(1.0, *many)), np.array([1.0]))
+    assert tones == pytest.approx([hz for hz, _ in many[:6]], rel=0.01)
+    (tones,) = impact_tones(both(struck(1.0, (3_000, 1.0), (3_100, 0.7))), np.array([1.0]))
+    assert tones == pytest.approx([3_000], rel=0.005)
+    (tones,) = impact_tones(both(struck(1.0, (3_000, 1.0), (3_300, 0.7))), np.array([1.0]))
+    assert tones == pytest.approx([3_000, 3_300], rel=0.005)
+
+
+def test_tones_are_those_of_the_impact_wherever_its_peak_is():
+    sound = struck(1.0, (700, 1.0)) + struck(2.04, (1_900, 0.1))
+    assert [list(each) for each in impact_tones(both(sound), np.array([1.0, 2.0]))] == [
+        [pytest.approx(700, rel=0.005)],
+        [pytest.approx(1_900, rel=0.005)],
+    ]
+
+
+def test_noise_and_silence_have_no_tones():
+    rng = np.random.default_rng(0)
+    bursts = rng.standard_normal(len(T)) * np.exp(-(T % 0.4) / 0.03)
+    onsets = np.arange(0.4, 3.8, 0.4)
+    found = [len(each) for each in impact_tones(both(bursts), onsets)]
+    assert np.mean(found) < 0.5
+    assert [len(each) for each in impact_tones(both(0 * T), onsets)] == [0] * len(onsets)
+
+
+def test_a_tone_is_found_within_5_percent():
+    true = np.array([1_000.0, 2_000.0, 4_000.0])
+    assert tones_found(true, true) == 3
+    assert tones_found(true, np.array([1_049.0, 1_899.0, 4_199.0])) == 2
+    assert tones_found(true, np.array([1_000.0])) == 1
+    assert tones_found(true, np.empty(0)) == tones_found(np.empty(0), true) == 0
+
+
+def test_a_pitch_error_is_the_median_in_cents():
+    true = np.full(5, 200.0)
+    found = true * 2 ** (np.array([0.0, 10.0, -20.0, 30.0, 1_200.0]) / 1_200)
+    assert pitch_error_cents(found, true) == pytest.approx(20)
 
 
 def test_pitch_is_found_whatever_its_harmonics_and_followed_when_it_glides():

@@ -13,7 +13,7 @@ from thinksound.cli import main
 from thinksound.data.prepare import prepare_clips
 from thinksound.data.shards import PreparedClips
 from thinksound.data.sources import made_sources
-from thinksound.evaluation.made.rows import Recipe
+from thinksound.evaluation.made.rows import TEXTS, Recipe
 from thinksound.evaluation.made.sounds import Sounds
 from thinksound.evaluation.made.spectra import RATE
 from thinksound.pipeline import Pipeline
@@ -24,7 +24,7 @@ from thinksound.synthetic.texts import describe
 pytestmark = pytest.mark.slow
 
 MODEL = Recipe(guidance_scale=2.0, steps=1)
-CONTRADICTED = Recipe(guidance_scale=2.0, steps=1, contradicted=True)
+CONTRADICTED = Recipe(guidance_scale=2.0, steps=1, contradicted=TEXTS)
 
 
 @pytest.fixture(scope="module")

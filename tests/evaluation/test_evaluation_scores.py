@@ -67,14 +67,51 @@ def test_the_truth_scores_full_marks(truth):
     assert truth["buzz_db"] == truth["flatness_db"] == 0
     assert truth["decay_ratio"] == pytest.approx(1)
     assert truth["decay_error"] == 0
+    assert truth["onset_f1_25"] >= 0.99
+    assert truth["tones"] == 1
+    assert truth["floor_db"] == 0
     assert truth["pitch"] >= 0.9
-    assert {each.key for each in MEASURES} - set(truth) == {"caption", "caption_against_color"}
+    assert truth["pitch_cents"] < 10
+    assert {each.key for each in MEASURES} - set(truth) == {
+        "caption",
+        "caption_against_color",
+        "true_material",
+    }
+
+
+def test_tones_are_those_of_the_body_and_not_of_the_noise(judges, references):
+    """The same scenes with other noise have nearly the same tones; other scenes have others."""
+
+    def tones(change):
+        return summarise(
+            [
+                score_clip(each, sound, judges.listen(sound), LATENT_RATE)
+                for each in references
+                for sound in [synthesise(change(each.scene), RATE)]
+            ],
+            "standard",
+        )["tones"]
+
+    def with_sources(scene, change):
+        return replace(scene, sources=tuple(map(change, scene.sources)))
+
+    again = tones(lambda scene: with_sources(scene, lambda each: replace(each, seed=each.seed + 1)))
+    larger = tones(lambda scene: with_sources(scene, lambda each: replace(each, size=1.2 * each.size)))
+    assert again > 0.9
+    assert larger < 0.4
 
 
 def test_each_defect_shows_in_its_measure(judges, references, truth):
     late = measured(judges, references, lambda sound: np.roll(sound, round(0.3 * RATE), axis=1))
     assert late["onset_f1_100"] < 0.5
     assert late["pitch"] < truth["pitch"] - 0.2
+    assert late["pitch_cents"] > 50
+    soon = measured(judges, references, lambda sound: np.roll(sound, round(0.035 * RATE), axis=1))
+    assert soon["onset_f1_25"] < 0.3 < 0.9 < soon["onset_f1_50"]
+    assert soon["tones"] == 1, "heard from each sound's own peak on"
+    hiss = 0.02 * np.random.default_rng(0).standard_normal((2, 4 * RATE))
+    noisy = measured(judges, references, lambda sound: (sound + hiss).astype(np.float32))
+    assert noisy["floor_db"] > 20
     swapped = measured(judges, references, lambda sound: sound[::-1])
     assert swapped["pan"] == pytest.approx(-1, abs=1e-3)
     assert swapped["onset_f1_50"] == truth["onset_f1_50"]
@@ -106,8 +143,8 @@ def struck_at(*onsets: float, material: str = "wood", size: float | None = None)
 def test_ring_downs_are_measured_of_impacts_with_silence_around_them(judges, onsets, counted):
     reference = struck_at(*onsets)
     sound = reference.waveform
-    decays = score_clip(reference, sound, judges.listen(sound), LATENT_RATE).decays
-    assert decays == (1.0,) * counted
+    scores = score_clip(reference, sound, judges.listen(sound), LATENT_RATE)
+    assert scores.decays == (1.0,) * counted
 
 
 def test_a_ring_down_that_the_next_impact_cuts_off_is_left_out(judges):
@@ -129,7 +166,8 @@ def test_a_ring_down_ratio_is_of_the_sound_over_the_truth(judges):
 def test_silence_scores_nothing_and_breaks_nothing(judges, references):
     silent = measured(judges, references, np.zeros_like)
     assert silent["onset_f1_100"] == 0
-    assert silent["level_engine_rain"] == silent["pan"] == 0
+    assert silent["level_engine_rain"] == silent["pan"] == silent["tones"] == 0
+    assert silent["floor_db"] > 50
     assert all(np.isfinite(value) for value in silent.values())
 
 
@@ -170,22 +208,26 @@ def clip(**changes):
 
 def test_rows_add_up_by_their_definitions():
     heard = [
-        HeardMaterial("wood", "wood", True),
-        HeardMaterial("wood", "metal", False),
-        HeardMaterial("glass", "glass", False),
+        HeardMaterial("wood", "wood", "stone", True),
+        HeardMaterial("wood", "metal", "metal", False),
+        HeardMaterial("glass", "glass", "rubber", False),
     ]
     clips = [
         clip(
-            plain=(OnsetMatch(9, 10, 10), OnsetMatch(10, 10, 10)),
-            learned=(OnsetMatch(0, 10, 10), OnsetMatch(5, 10, 10)),
+            plain=tuple(OnsetMatch(hits, 10, 10) for hits in (2, 4, 9, 10)),
+            learned=tuple(OnsetMatch(hits, 10, 10) for hits in (0, 0, 0, 5)),
             materials=(heard[0],),
             decays=(2.0, 0.5),
+            floors=(10.0, 30.0),
+            tones=(1, 4),
         ),
         clip(
-            plain=(OnsetMatch(1, 1, 1), OnsetMatch(1, 1, 1)),
-            learned=(OnsetMatch(1, 1, 1), OnsetMatch(1, 1, 1)),
+            plain=(OnsetMatch(1, 1, 1),) * 4,
+            learned=(OnsetMatch(1, 1, 1),) * 4,
             heard=("rain",),
             materials=(heard[1],),
+            floors=(-10.0,),
+            tones=(2, 2),
         ),
         clip(
             kinds=("rain", "slide"),
@@ -194,11 +236,16 @@ def test_rows_add_up_by_their_definitions():
             levels={"rain": 0.5, "slide": 0.1},
             buzz_db=4.0,
         ),
+        clip(heard=("ball",), pitch=0.5, pitch_cents=100.0),
+        clip(heard=("ball",), pitch=1.0, pitch_cents=20.0),
     ]
     standard, hard = summarise(clips, "standard"), summarise(clips, "hard")
     assert standard["onset_f1_50"] == pytest.approx(20 / 22)
     assert hard["onset_f1_50"] == hard["onset_f1_50_learned"] == pytest.approx(2 / 22)
-    assert standard["kind"] == pytest.approx(2 / 4)
+    assert standard["onset_f1_10"] == pytest.approx(6 / 22)
+    assert standard["onset_f1_25"] == pytest.approx(10 / 22)
+    assert standard["onset_f1_100"] == 1
+    assert standard["kind"] == pytest.approx(4 / 6)
     assert standard["material"] == pytest.approx(2 / 3)
     assert standard["material_worst"] == 0.5
     assert standard["level_engine_rain"] == 0.5
@@ -206,10 +253,15 @@ def test_rows_add_up_by_their_definitions():
     assert standard["buzz_db"] == 4.0
     assert standard["decay_ratio"] == pytest.approx(1)
     assert standard["decay_error"] == pytest.approx(1)
-    assert "pitch" not in standard
+    assert standard["floor_db"] == pytest.approx(10)
+    assert standard["tones"] == pytest.approx(3 / 6), "every tone weighs the same"
+    assert standard["pitch"] == 0.75
+    assert standard["pitch_cents"] == 60
+    assert not {"tones", "floor_db", "pitch", "pitch_cents"} & set(summarise(clips[2:3], "standard"))
     obedience = summarise(clips, "standard", contradicted=True)
     assert obedience["caption"] == pytest.approx(2 / 3)
     assert obedience["caption_against_color"] == 1
+    assert obedience["true_material"] == pytest.approx(1 / 3)
 
 
 def test_a_table_has_the_rows_that_are_there_and_the_measures_they_have():

@@ -1,4 +1,4 @@
-"""Measures of a sound other than its onsets: level, panning, buzz, flatness, ring-down, pitch.
+"""Measures of a sound other than its onsets: level, panning, noise, ring-down, attack, tones, pitch.
 
 Each measures one property and is a function of sounds alone, (2, A) at `spectra.RATE`.
 `evaluation.made.scores` decides which clips a measure applies to and combines its values over clips.
@@ -23,6 +23,16 @@ _FLATNESS_BINS = 64  # per band, 500 Hz, over which the spectrum of noise is abo
 _FLATNESS_RANGE_DB = 40.0  # bands this much below the loudest do not count
 _DECAY_DB = 20.0
 _STRIKE_S = (-0.05, 0.1)  # range around an onset in which the peak of its impact is searched
+_FLOOR_S = (-0.05, -0.015)  # range before a peak in which the floor of its attack is measured
+_FLOOR_LIMIT_DB = -80.0  # below the peak nothing is told apart
+_TONE_S = 0.128  # from the peak of an impact on
+_TONE_BINS = 4_096  # 3.9 Hz apart
+_TONE_HZ = (60.0, 7_200.0)
+_TONE_COUNT = 6  # tones of an impact, at most
+_TONE_RANGE_DB = 40.0  # tones this much below the strongest do not count
+_TONE_PROMINENCE_DB = 15.0  # over the median of the spectrum around; noise hardly exceeds it
+_TONE_AROUND = 154  # bins on each side: 600 Hz
+TONE_TOLERANCE = 0.05  # tones whose frequencies differ by less than this share are the same
 _PITCH_WINDOW, _PITCH_BINS = 1_024, 4_096
 _PITCH_STEP = 1.01  # ratio of two neighbouring candidates
 _HARMONICS = 8
@@ -156,20 +166,108 @@ def decay_times(waveform: Waveform, onsets: FloatArray, spans_s: FloatArray) -> 
 
     The search ends ``spans_s`` after each onset, also if the impact is still louder; a silent one gets 0.
     """
-    power = np.mean(waveform.astype(np.float64) ** 2, axis=0)
-    window = np.hanning(2 * HOP + 1)
-    smooth = np.convolve(power, window / window.sum(), mode="same")[::HOP]  # 5 ms apart, over 10 ms
+    smooth = _power(waveform)
     times = []
     for onset, span in zip(onsets, spans_s, strict=True):
-        start, stop = (max(0, round((onset + edge) / FRAME_S)) for edge in (_STRIKE_S[0], span))
-        near = smooth[start : min(stop, round((onset + _STRIKE_S[1]) / FRAME_S))]
-        if len(near) == 0 or near.max() < 1e-12:
+        peak, stop = _peak(smooth, onset, span), round((onset + span) / FRAME_S)
+        if peak is None:
             times.append(0.0)
             continue
-        peak = start + int(near.argmax())
-        loud = np.flatnonzero(smooth[peak:stop] >= near.max() * 10 ** (-_DECAY_DB / 10))
+        loud = np.flatnonzero(smooth[peak:stop] >= smooth[peak] * 10 ** (-_DECAY_DB / 10))
         times.append((int(loud[-1]) + 1) * FRAME_S)
     return np.array(times)
+
+
+def attack_floors(waveform: Waveform, onsets: FloatArray) -> FloatArray:
+    """Level (N,) just before the peaks of the impacts at ``onsets``, in dB relative to them.
+
+    It is the mean power from 50 to 15 ms before a peak, -80 dB at least: low if an attack rises out of
+    silence, high if it is blurred or preceded by noise. Where there is only silence, it is 0.
+    """
+    power, smooth = np.mean(waveform.astype(np.float64) ** 2, axis=0), _power(waveform)
+    floors = []
+    for onset in onsets:
+        peak = _peak(smooth, onset)
+        start, stop = (max(0, (peak or 0) * HOP + round(edge * RATE)) for edge in _FLOOR_S)
+        if peak is None or stop <= start:
+            floors.append(0.0)
+            continue
+        ratio = float(power[start:stop].mean() / smooth[peak])
+        floors.append(10 * np.log10(max(ratio, 10 ** (_FLOOR_LIMIT_DB / 10))))
+    return np.array(floors)
+
+
+def impact_tones(waveform: Waveform, onsets: FloatArray) -> list[FloatArray]:
+    """Frequencies in Hz of the tones of the impacts at ``onsets``, strongest first, at most six of each.
+
+    A tone is a peak in the power spectrum of the 128 ms from the impact's peak on that exceeds the median of
+    the 600 Hz on each side by 15 dB. What is more than 40 dB below the strongest tone, or within 5 % of a
+    stronger one, does not count. An impact that is silence or noise has none.
+    """
+    smooth, length = _power(waveform), round(_TONE_S * RATE)
+    padded = np.pad(waveform, ((0, 0), (0, length)))
+    weights = np.hanning(2 * length + 1)[
+        length:-1
+    ]  # falls from 1: most of a short impact is at its beginning
+    tones = []
+    for onset in onsets:
+        peak = _peak(smooth, onset)
+        if peak is None:
+            tones.append(np.empty(0))
+            continue
+        part = padded[:, peak * HOP : peak * HOP + length] * weights
+        tones.append(_strongest((np.abs(np.fft.rfft(part, _TONE_BINS)) ** 2).sum(axis=0)))
+    return tones
+
+
+def tones_found(true_hz: FloatArray, found_hz: FloatArray) -> int:
+    """The number of true tones for which there is a found one within 5 %."""
+    if not len(found_hz):
+        return 0
+    nearest = np.abs(found_hz / true_hz[:, None] - 1).min(axis=1)
+    return int((nearest <= TONE_TOLERANCE).sum())
+
+
+def _strongest(power: FloatArray) -> FloatArray:
+    """Frequencies in Hz of the tones in a power spectrum (F,), see `impact_tones`."""
+    db = 10 * np.log10(power + 1e-20)
+    hz = np.arange(len(db)) * RATE / _TONE_BINS
+    surroundings = np.lib.stride_tricks.sliding_window_view(
+        np.pad(db, _TONE_AROUND, mode="reflect"), 2 * _TONE_AROUND + 1
+    )
+    is_tone = np.zeros(len(db), dtype=bool)
+    is_tone[1:-1] = (db[1:-1] > db[:-2]) & (db[1:-1] >= db[2:])
+    is_tone &= (hz >= _TONE_HZ[0]) & (hz <= _TONE_HZ[1])
+    is_tone &= db > np.median(surroundings, axis=1) + _TONE_PROMINENCE_DB
+    bins = np.flatnonzero(is_tone)
+    kept: list[float] = []
+    for place in bins[np.argsort(-db[bins])]:
+        if db[place] < db[bins].max() - _TONE_RANGE_DB or len(kept) == _TONE_COUNT:
+            break
+        if all(abs(hz[place] / other - 1) > TONE_TOLERANCE for other in kept):
+            kept.append(float(hz[place]))
+    return np.array(kept)
+
+
+def _power(waveform: Waveform) -> FloatArray:
+    """Power of a sound over 10 ms (T,), one value every 5 ms."""
+    power = np.mean(waveform.astype(np.float64) ** 2, axis=0)
+    window = np.hanning(2 * HOP + 1)
+    return np.convolve(power, window / window.sum(), mode="same")[::HOP]
+
+
+def _peak(smooth: FloatArray, onset: float, span_s: float = _STRIKE_S[1]) -> int | None:
+    """The index in a `_power` of the peak of the impact at ``onset``, which ends after ``span_s``.
+
+    None if there is silence.
+    """
+    start, stop = (
+        max(0, round((onset + edge) / FRAME_S)) for edge in (_STRIKE_S[0], min(span_s, _STRIKE_S[1]))
+    )
+    near = smooth[start:stop]
+    if len(near) == 0 or near.max() < 1e-12:
+        return None
+    return start + int(near.argmax())
 
 
 def pitch_track(waveform: Waveform, low_hz: float, high_hz: float) -> FloatArray:
@@ -194,3 +292,8 @@ def pitch_track(waveform: Waveform, low_hz: float, high_hz: float) -> FloatArray
 def pitch_agreement(found_hz: FloatArray, true_hz: FloatArray, tolerance: float = 0.05) -> float:
     """Share of the frames in which the pitch is within a relative tolerance of the true one."""
     return float(np.mean(np.abs(found_hz / true_hz - 1) <= tolerance))
+
+
+def pitch_error_cents(found_hz: FloatArray, true_hz: FloatArray) -> float:
+    """Median over time of the absolute difference of two pitches, in cents (hundredths of a semitone)."""
+    return float(np.median(1_200 * np.abs(np.log2(found_hz / true_hz))))

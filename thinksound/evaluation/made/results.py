@@ -60,7 +60,7 @@ class Results:
     def add(self, split: str, row: Row, clips: Sequence[ClipScores]) -> None:
         """Write a finished row and update the summary."""
         record = {
-            "measures": summarise(clips, split, row.recipe.contradicted),
+            "measures": summarise(clips, split, bool(row.recipe.contradicted)),
             "clips": [{"overall": each.overall, **asdict(each)} for each in clips],
         }
         with whole_file(self._path(split, row)) as temporary:

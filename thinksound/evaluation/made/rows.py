@@ -11,6 +11,8 @@ from ...errors import InputError
 CONDITIONS = ("video", "text", "sync")
 GUIDANCE_SCALES = (1.0, 3.0, 5.0, 7.0)
 STEPS = (4, 8, 16, 24, 48)
+FRAME_RATES = (12, 25, 60)
+TEXTS = ("caption", "cot")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Recipe:
     guidance_scale: float = 1.0
     steps: int = 1
     absent: tuple[str, ...] = ()  # of `CONDITIONS`: replaced by the network's null features
-    contradicted: bool = False  # the texts name other materials than the scene's
+    texts: tuple[str, ...] = TEXTS  # the others are empty
+    contradicted: tuple[str, ...] = ()  # of `TEXTS`: name other materials than the scene's
+    fps: int | None = None  # the scene is drawn again at this frame rate; None keeps its own
     scrambled: bool = False  # the values of every tensor of the transformer are shuffled
 
 
@@ -52,14 +56,19 @@ def table_rows(guidance_scale: float, steps: int) -> tuple[Row, ...]:
         Row("no-video", "no video", replace(model, absent=("video", "sync"))),
         Row("no-text", "no text", replace(model, absent=("text",))),
         Row("no-sync", "no sync stream", replace(model, absent=("sync",))),
+        Row("caption-only", "caption only", replace(model, texts=("caption",))),
+        Row("cot-only", "chain of thought only", replace(model, texts=("cot",))),
+        *(Row(f"fps-{fps}", f"{fps} frames per second", replace(model, fps=fps)) for fps in FRAME_RATES),
         *(
             Row(f"cfg-{scale:g}", f"guidance {scale:g}", replace(model, guidance_scale=scale))
             for scale in GUIDANCE_SCALES
         ),
         *(Row(f"steps-{count}", f"{count} steps", replace(model, steps=count)) for count in STEPS),
         Row("random", "random weights", replace(model, scrambled=True)),
-        Row("truth-other-material", "truth of another material", replace(truth, contradicted=True)),
-        Row("other-material", "texts say another material", replace(model, contradicted=True)),
+        Row("truth-other-material", "truth of another material", replace(truth, contradicted=TEXTS)),
+        Row("other-material", "texts say another material", replace(model, contradicted=TEXTS)),
+        Row("caption-other", "only the caption says it", replace(model, contradicted=("caption",))),
+        Row("cot-other", "only the chain of thought says it", replace(model, contradicted=("cot",))),
     )
 
 

@@ -16,19 +16,27 @@ from .judges import Judgement
 from .measures import (
     TRACK_S,
     Moments,
+    attack_floors,
     buzz_db,
     decay_times,
     flatness_db,
+    impact_tones,
     level_correlation,
     pan_moments,
     pitch_agreement,
+    pitch_error_cents,
     pitch_track,
+    tones_found,
 )
 from .onsets import OnsetMatch, detect_onsets, match_onsets, total, true_onsets
-from .spectra import RATE, Waveform
+from .spectra import RATE, FloatArray, Waveform
 
-TOLERANCES_S = (0.05, 0.1)
+TOLERANCES_S = (0.01, 0.025, 0.05, 0.1)
 ISOLATED_S = 0.4  # for this long nothing follows an impact whose ring-down is measured
+APART_S = 0.2  # for this long nothing precedes an impact that is measured, nor follows one whose tones are
+_CLEAR_DB = (
+    -50.0
+)  # the true sound is this far below an impact's peak where the floor of its attack is measured
 _LONGEST_S = 1.5  # limit of a measured ring-down
 _NOISY = ("rain", "slide")
 
@@ -72,10 +80,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class HeardMaterial:
-    """The material that the texts name and the one that the judge hears, of a source with a choice."""
+    """Which material the texts name, the judge hears, and the frames show, of a source with a choice.
+
+    Where the two texts name different ones, ``said`` is the one that is not true.
+    """
 
     said: str
     heard: str
+    true: str
     against_color: bool  # the source has the usual colour of another material
 
 
@@ -94,14 +106,17 @@ class ClipScores:
     buzz_db: float | None = None  # minus that of the true sound
     flatness_db: float | None = None  # minus that of the true sound
     decays: tuple[float, ...] = ()  # ratios of ring-down times to the true ones
+    floors: tuple[float, ...] = ()  # dB before the peaks of impacts, minus those of the true sound
+    tones: tuple[int, int] = (0, 0)  # number of true tones of impacts that the sound has, and of all
     pitch: float | None = None  # share of the frames in tune
+    pitch_cents: float | None = None  # median error
 
     @property
     def overall(self) -> float:
         """One score from 0 to 1, by which examples are chosen."""
         parts = [float(np.mean([kind in self.heard for kind in self.kinds]))]
         parts += [float(each.said == each.heard) for each in self.materials]
-        parts += [self.learned[0].f1] if self.learned else []
+        parts += [self.learned[TOLERANCES_S.index(0.05)].f1] if self.learned else []
         parts += [max(0.0, each) for each in (self.levels or {}).values()]
         return float(np.mean(parts))
 
@@ -121,7 +136,10 @@ def score_clip(
     kinds = tuple(source.kind for source in scene.sources)
     materials = tuple(
         HeardMaterial(
-            said, judgement.material_of(source.kind), source.color_tells and said != source.material
+            said,
+            judgement.material_of(source.kind),
+            source.material,
+            source.color_tells and said != source.material,
         )
         for source, said in zip(scene.sources, reference.materials, strict=True)
         if len(KINDS[source.kind].materials) > 1
@@ -152,27 +170,60 @@ def score_clip(
             flatness_db=flatness_db(waveform) - flatness_db(true),
         )
     if not continuous:
-        scores = replace(scores, decays=_decays(scene, waveform, true))
+        scores = replace(
+            scores,
+            decays=_decays(scene, waveform, true),
+            floors=_floors(scene, waveform, true),
+            tones=_tones(scene, waveform, true),
+        )
     engine = next((source.control for source in continuous if source.kind == "engine"), None)
     if engine is not None:
         found_hz = pitch_track(waveform, 0.9 * ENGINE_HZ[0], 1.1 * ENGINE_HZ[1])
         true_hz = engine.at(np.arange(len(found_hz), dtype=np.float64) * TRACK_S)
-        scores = replace(scores, pitch=pitch_agreement(found_hz, true_hz))
+        scores = replace(
+            scores,
+            pitch=pitch_agreement(found_hz, true_hz),
+            pitch_cents=pitch_error_cents(found_hz, true_hz),
+        )
     return scores
 
 
 def _decays(scene: Scene, waveform: Waveform, true: Waveform) -> tuple[float, ...]:
     """Ratios of ring-down times to the true ones, for impacts that nothing follows for `ISOLATED_S`."""
-    onsets = np.sort(np.concatenate([source.onsets for source in scene.sources]))
-    spans = np.diff(np.append(onsets, scene.duration_s))
-    before = np.diff(np.insert(onsets, 0, -1.0))
-    isolated = (spans >= ISOLATED_S) & (before >= ISOLATED_S / 2)
-    onsets, spans = onsets[isolated], np.minimum(spans[isolated] - 0.06, _LONGEST_S)
+    onsets, spans = _isolated(scene, ISOLATED_S)
+    spans = np.minimum(spans - 0.06, _LONGEST_S)
     expected = decay_times(true, onsets, spans)
     found = decay_times(waveform, onsets, spans)
     # Left out are impacts whose true sound does not fall by 20 dB within its span.
     complete = expected < spans - 0.02
     return tuple((np.maximum(found, 0.005) / np.maximum(expected, 0.005))[complete].tolist())
+
+
+def _floors(scene: Scene, waveform: Waveform, true: Waveform) -> tuple[float, ...]:
+    """Floors of attacks in dB minus the true ones, for impacts that rise out of silence in the true sound."""
+    onsets, _ = _isolated(scene, APART_S)
+    expected = attack_floors(true, onsets)
+    clear = expected < _CLEAR_DB
+    return tuple((attack_floors(waveform, onsets) - expected)[clear].tolist())
+
+
+def _tones(scene: Scene, waveform: Waveform, true: Waveform) -> tuple[int, int]:
+    """The number of true tones of isolated impacts that the sound has too, and the number of all."""
+    onsets, _ = _isolated(scene, APART_S)
+    expected, found = impact_tones(true, onsets), impact_tones(waveform, onsets)
+    return sum(map(tones_found, expected, found)), sum(map(len, expected))
+
+
+def _isolated(scene: Scene, after_s: float) -> tuple[FloatArray, FloatArray]:
+    """Onsets (N,) of the impacts that nothing precedes for `APART_S` nor follows for ``after_s``.
+
+    Also returns the seconds (N,) until the next impact or the end of the clip.
+    """
+    onsets = np.sort(np.concatenate([source.onsets for source in scene.sources]))
+    spans = np.diff(np.append(onsets, scene.duration_s))
+    before = np.diff(np.insert(onsets, 0, -1.0))
+    isolated = (spans >= after_s) & (before >= APART_S)
+    return onsets[isolated], spans[isolated]
 
 
 @dataclass(frozen=True)
@@ -185,13 +236,15 @@ class Measure:
 
 
 MEASURES = (
+    Measure("onset_f1_25", "onset F1 ±25 ms", ".3f"),
     Measure("onset_f1_50", "onset F1 ±50 ms", ".3f"),
     Measure("onset_f1_100", "onset F1 ±100 ms", ".3f"),
     Measure("kind", "kind", ".3f"),
     Measure("material", "material, all", ".3f"),
     Measure("material_worst", "material, worst", ".3f"),
-    Measure("caption", "follows caption", ".3f"),
+    Measure("caption", "follows text", ".3f"),
     Measure("caption_against_color", "against colour", ".3f"),
+    Measure("true_material", "keeps true material", ".3f"),
     Measure("pan", "panning", ".3f"),
     Measure("level_engine_rain", "level, engine and rain", ".3f"),
     Measure("level_slide", "level, slide", ".3f"),
@@ -199,7 +252,10 @@ MEASURES = (
     Measure("flatness_db", "flatness, dB over truth", "+.1f"),
     Measure("decay_ratio", "ring-down over truth", ".2f"),
     Measure("decay_error", "ring-down error, octaves", ".2f"),
+    Measure("floor_db", "attack floor, dB over truth", "+.1f"),
+    Measure("tones", "tones", ".3f"),
     Measure("pitch", "engine in tune", ".3f"),
+    Measure("pitch_cents", "engine pitch error, cents", ".0f"),
 )
 
 
@@ -209,10 +265,11 @@ def summarise(clips: Sequence[ClipScores], split: str, contradicted: bool = Fals
     Args:
         clips: at least one.
         split: hard clips take their onsets from the judge, standard ones from the plain detector.
-        contradicted: the texts named other materials, so the materials heard tell whether they are followed.
+        contradicted: a text named other materials, so the materials heard tell whether it is followed.
     """
     result: dict[str, float] = {}
-    for place, name in enumerate(("50", "100")):
+    for place, tolerance_s in enumerate(TOLERANCES_S):
+        name = f"{1_000 * tolerance_s:g}"
         plain = [each.plain[place] for each in clips if each.plain]
         learned = [each.learned[place] for each in clips if each.learned]
         if plain:
@@ -232,10 +289,15 @@ def summarise(clips: Sequence[ClipScores], split: str, contradicted: bool = Fals
     for key, found in (
         ("buzz_db", [each.buzz_db for each in clips if each.buzz_db is not None]),
         ("flatness_db", [each.flatness_db for each in clips if each.flatness_db is not None]),
+        ("floor_db", [floor for each in clips for floor in each.floors]),
         ("pitch", [each.pitch for each in clips if each.pitch is not None]),
+        ("pitch_cents", [each.pitch_cents for each in clips if each.pitch_cents is not None]),
     ):
         if found:
             result[key] = _mean(found)
+    matched, tones = (sum(each.tones[place] for each in clips) for place in (0, 1))
+    if tones:
+        result["tones"] = matched / tones
     decays = np.log2([ratio for each in clips for ratio in each.decays])
     if len(decays):
         result["decay_ratio"] = float(2 ** decays.mean())
@@ -253,7 +315,10 @@ def _materials(heard: Sequence[HeardMaterial]) -> dict[str, float]:
 
 
 def _obedience(heard: Sequence[HeardMaterial]) -> dict[str, float]:
-    result = {"caption": _mean(each.said == each.heard for each in heard)}
+    result = {
+        "caption": _mean(each.said == each.heard for each in heard),
+        "true_material": _mean(each.true == each.heard for each in heard),
+    }
     against = [each for each in heard if each.against_color]
     if against:
         result["caption_against_color"] = _mean(each.said == each.heard for each in against)

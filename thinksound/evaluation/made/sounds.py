@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ...batches import Frames
 from ...data.clips import texts_read
 from ...data.shards import PreparedClips
-from ...families.protocol import TRANSFORMER
+from ...families.protocol import TRANSFORMER, Features
 from ...pipeline import Pipeline
 from ...request import Options, Texts
 from ...synthetic.make import make_scene
 from ...synthetic.seeds import MEASURED
+from ...synthetic.stream import scene_frames
 from ...synthetic.texts import describe
-from .rows import Recipe
+from .rows import TEXTS, Recipe
 from .scores import Reference
 from .spectra import RATE, Waveform, resample
 
@@ -45,6 +48,14 @@ class Sounds:
     def reference(self, recipe: Recipe, index: int) -> Reference:
         """What a sound of the recipe is compared with."""
         return (self._contradicting if recipe.contradicted else self.references)[index]
+
+    def texts(self, recipe: Recipe, index: int) -> Texts:
+        """The texts that a sound of the recipe is made from."""
+        reference, other = self.references[index], self._contradicting[index]
+        given = dict(zip(TEXTS, describe(reference.scene), strict=True))
+        claimed = dict(zip(TEXTS, describe(other.scene, other.materials), strict=True))
+        texts = given | {name: claimed[name] for name in recipe.contradicted}
+        return texts_read(self._pipeline.family, Texts(**{name: texts[name] for name in recipe.texts}))
 
     def partner(self, index: int) -> int:
         """The clip that a swapped sound is compared with: the next that also has, or also lacks, impacts."""
@@ -80,15 +91,9 @@ class Sounds:
         pipeline, clips = self._pipeline, self._clips
         stored = clips.batch(indices).features
         features = [{name: part[row] for name, part in stored.items()} for row in range(len(indices))]
-        if recipe.contradicted:
-            claims = [self._contradicting[index] for index in indices]
-            texts = [
-                texts_read(pipeline.family, Texts(*describe(each.scene, each.materials))) for each in claims
-            ]
-            read = pipeline.encode(
-                [{} for _ in indices], [each.caption for each in texts], [each.cot for each in texts]
-            )
-            features = [given | dict(claimed) for given, claimed in zip(features, read, strict=True)]
+        if recipe.contradicted or recipe.texts != TEXTS or recipe.fps is not None:
+            encoded = self._encode(recipe, indices)
+            features = [given | dict(changed) for given, changed in zip(features, encoded, strict=True)]
         absent = {_SOURCES[each] for each in recipe.absent}
         kept = [each.name for each in pipeline.family.conditions if each.source not in absent]
         samples = (self._scramble() if recipe.scrambled else pipeline).sample(
@@ -100,6 +105,15 @@ class Sounds:
             ],
         )
         return torch.stack([sample.latents for sample in samples])
+
+    def _encode(self, recipe: Recipe, indices: Sequence[int]) -> list[Features]:
+        """The features of the recipe's texts, and of frames if they are drawn at another rate."""
+        texts = [self.texts(recipe, index) for index in indices]
+        frames: list[Frames] = [{} for _ in indices]
+        if recipe.fps is not None:
+            scenes = [replace(self.references[index].scene, fps=recipe.fps) for index in indices]
+            frames = [scene_frames(scene, self._pipeline.family.views) for scene in scenes]
+        return self._pipeline.encode(frames, [each.caption for each in texts], [each.cot for each in texts])
 
     def _scramble(self) -> Pipeline:
         """The pipeline with the values of each parameter of its transformer shuffled."""
