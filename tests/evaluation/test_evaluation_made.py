@@ -24,7 +24,9 @@ from thinksound.data.sources import made_sources
 from thinksound.errors import InputError
 from thinksound.evaluation.made.evaluate import evaluate_made
 from thinksound.evaluation.made.judges import FOLDER, load_judges
+from thinksound.evaluation.made.measures import peak_dbfs
 from thinksound.evaluation.made.options import EvaluationOptions
+from thinksound.evaluation.made.quiet import quiet_clip
 from thinksound.evaluation.made.rows import TEXTS, Recipe, choose, table_rows
 from thinksound.evaluation.made.sounds import Sounds
 from thinksound.evaluation.made.spectra import RATE
@@ -74,7 +76,9 @@ def finished(pipeline, judges, tmp_path_factory):
 
 
 def small(*rows, **changes):
-    return EvaluationOptions(splits=("standard",), count=COUNT, steps=1, rows=rows or None, **changes)
+    return EvaluationOptions(
+        splits=("standard",), count=COUNT, quiet_count=7, steps=1, rows=rows or None, **changes
+    )
 
 
 def results(folder):
@@ -162,13 +166,13 @@ def test_what_is_absent_is_replaced_by_what_the_network_learned_for_it(pipeline,
 def test_texts_are_left_out_or_contradicted_one_by_one(sounds):
     true, other = (sounds.texts(replace(MODEL, contradicted=each), 0) for each in ((), TEXTS))
     assert true.caption != other.caption and true.cot != other.cot
-    for changes, caption, cot in (
-        ({"texts": ("caption",)}, true.caption, ""),
-        ({"texts": ("cot",)}, "", true.cot),
-        ({"contradicted": ("caption",)}, other.caption, true.cot),
-        ({"contradicted": ("cot",)}, true.caption, other.cot),
+    for recipe, caption, cot in (
+        (replace(MODEL, texts=("caption",)), true.caption, ""),
+        (replace(MODEL, texts=("cot",)), "", true.cot),
+        (replace(MODEL, contradicted=("caption",)), other.caption, true.cot),
+        (replace(MODEL, contradicted=("cot",)), true.caption, other.cot),
     ):
-        texts = sounds.texts(replace(MODEL, **changes), 0)
+        texts = sounds.texts(recipe, 0)
         assert (texts.caption, texts.cot) == (caption, cot)
 
 
@@ -262,6 +266,39 @@ def test_parts_make_every_row_once_and_the_same(pipeline, judges, finished, tmp_
     assert results(folder) == results(finished)
 
 
+def test_quiet_videos_have_their_own_table_and_are_made_once(pipeline, judges, finished, tmp_path):
+    folder = tmp_path / "quiet"
+    shutil.copytree(finished, folder)
+    options = replace(small(), splits=("quiet",), batch=4)
+    evaluate_made(pipeline, judges, folder, replace(options, part=(2, 2)))
+    assert "quiet" not in results(folder), "the first of several parts makes them"
+    evaluate_made(pipeline, judges, folder, options)
+    quiet = results(folder)["quiet"]
+    assert {key: each["clips"] for key, each in quiet.items()} == {
+        "all": 7,
+        "still picture": 2,
+        "black": 2,
+        "plain colour": 1,
+        "silent motion": 1,
+        "shaking camera": 1,
+        "with texts": 5,
+        "without texts": 2,
+    }
+    row = folder / "rows" / "quiet.json"
+    clips = json.loads(row.read_text())["clips"]
+    assert quiet["all"]["loudest_db"] == max(clip["loudest_db"] for clip in clips)
+    first = quiet_clip(0, pipeline.family.views)
+    features = pipeline.encode(first.frames, first.texts.caption, first.texts.cot)
+    _, latents = pipeline.sample(features, CLIP_S, thinksound.Options(1, 4.0, first.seed))
+    assert clips[0]["peak_db"] == pytest.approx(peak_dbfs(pipeline.decode_audio(latents).numpy()), abs=0.1)
+    table = (folder / "table.md").read_text()
+    assert "## Quiet videos" in table and "| shaking camera | 1 |" in table
+    assert results(folder)["splits"] == results(finished)["splits"]
+    before = row.stat().st_mtime_ns
+    evaluate_made(pipeline, judges, folder, options)
+    assert row.stat().st_mtime_ns == before
+
+
 def test_another_setting_asks_for_another_folder(pipeline, judges, finished):
     with pytest.raises(InputError, match=r"other settings \(steps: 1, now 2\); choose another folder"):
         evaluate_made(pipeline, judges, finished, replace(small("truth"), steps=2))
@@ -292,9 +329,10 @@ def test_the_best_and_the_worst_are_written_for_ears_and_eyes(pipeline, judges, 
         ({"count": 10**7}, "count 10000000: give 2 to"),
         ({"steps": 0}, "steps 0: give 1 to 100"),
         ({"batch": 0}, "batch 0: give 1 to"),
+        ({"quiet_count": 0}, "quiet_count 0: give 1 to"),
         ({"examples": -1}, "examples -1: give 0 to"),
         ({"cfg_scale": 0.5}, "cfg_scale 0.5 is out of range; give a number from 1 to 20"),
-        ({"splits": ("easy",)}, "splits easy: give standard or hard"),
+        ({"splits": ("easy",)}, "splits easy: give standard or hard or quiet"),
         ({"rows": ("truth", "tuth")}, "row 'tuth' is not known; give some of truth, vae, generated"),
         ({"rows": ("truth",), "examples": 1}, "examples are of the row 'generated'"),
     ],

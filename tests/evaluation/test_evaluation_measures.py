@@ -15,8 +15,10 @@ from thinksound.evaluation.made.measures import (
     impact_tones,
     level,
     level_correlation,
+    loudest_dbfs,
     pan,
     pan_moments,
+    peak_dbfs,
     pitch_agreement,
     pitch_error_cents,
     pitch_track,
@@ -76,6 +78,19 @@ def test_a_level_is_the_rms_and_follows_the_truth_whatever_the_gain():
     assert level_correlation(0.01 * sound, true) > 0.97
     assert level_correlation(noise(0) * (1 - swell), true) < -0.9
     assert level_correlation(np.zeros_like(true), true) == 0
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_the_loudest_tenth_of_a_second_and_the_peak_are_in_dbfs(rate):
+    t = np.arange(2 * rate) / rate
+    tone = np.sin(2 * np.pi * 500 * t)
+    assert loudest_dbfs(both(tone), rate) == pytest.approx(-3.01, abs=0.02)
+    assert loudest_dbfs(both(0.01 * tone), rate) == pytest.approx(-43.01, abs=0.02)
+    burst = both(np.where((t >= 1) & (t < 1.05), tone, 0))  # half of the window
+    assert loudest_dbfs(burst, rate) == pytest.approx(-6.02, abs=0.05)
+    assert peak_dbfs(0.1 * burst) == pytest.approx(-20, abs=0.02)
+    assert peak_dbfs(-0.1 * burst) == peak_dbfs(0.1 * burst)
+    assert loudest_dbfs(0 * burst, rate) == peak_dbfs(0 * burst) == -120
 
 
 def test_a_level_is_smoothed_over_a_fifth_of_a_second():

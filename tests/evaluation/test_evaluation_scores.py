@@ -265,8 +265,8 @@ def test_rows_add_up_by_their_definitions():
 
 
 def test_a_table_has_the_rows_that_are_there_and_the_measures_they_have():
-    rows = table_rows(2.0, 24)
-    text = markdown_table(rows, {"generated": {"kind": 0.5}, "truth": {"kind": 1.0, "buzz_db": 0.25}})
+    titles = {row.key: row.title for row in table_rows(2.0, 24)}
+    text = markdown_table(titles, {"generated": {"kind": 0.5}, "truth": {"kind": 1.0, "buzz_db": 0.25}})
     assert text.splitlines() == [
         "|  | kind | buzz, dB over truth |",
         "| --- | --- | --- |",

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ..errors import InputError
-from ..evaluation.made.options import EvaluationOptions
+from ..evaluation.made.options import SECTIONS, EvaluationOptions
 from ..evaluation.made.rows import table_rows
 from ..request import CFG_SCALE, STEPS
 from ..synthetic.seeds import SPLITS
@@ -49,9 +49,9 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "made",
         help="on held-out synthetic clips, whose truth is known",
         description="Generate the sounds of held-out synthetic clips and measure onsets, kind, material, "
-        "panning, "
-        "level, buzz, ring-down and pitch against the truth. Writes OUT/table.md and OUT/results.json after "
-        "every row. Started again, it goes on where it was.",
+        "panning, level, buzz, ring-down, attacks, tones and pitch against the truth, and the level of "
+        "videos in which nothing sounds. Writes OUT/table.md and OUT/results.json after every row. Started "
+        "again, it goes on where it was.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -59,11 +59,13 @@ def _add_made(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_output_folder(parser, "OUT")
     parser.add_argument(
         "--split",
-        choices=SPLITS,
+        choices=SECTIONS,
         action="append",
-        help="one source, or two with distractions; may be given twice (default: both)",
+        help="one source, two with distractions, or videos in which nothing sounds; may be given several "
+        "times (default: all)",
     )
-    add_number(parser, "--count", EvaluationOptions.count, "clips of each split")
+    add_number(parser, "--count", EvaluationOptions.count, "clips of each split, standard and hard")
+    add_number(parser, "--quiet-count", EvaluationOptions.quiet_count, "videos in which nothing sounds")
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -130,8 +132,9 @@ def run_made(arguments: argparse.Namespace) -> None:
 def evaluation_options(arguments: argparse.Namespace) -> EvaluationOptions:
     """Return the options that the arguments of ``evaluate made`` describe."""
     return EvaluationOptions(
-        splits=tuple(arguments.split or SPLITS),
+        splits=tuple(arguments.split or SECTIONS),
         count=arguments.count,
+        quiet_count=arguments.quiet_count,
         rows=None if arguments.rows is None else tuple(arguments.rows),
         cfg_scale=arguments.cfg_scale,
         steps=arguments.steps,

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ... import __version__
+from ...data.clips import texts_read
 from ...data.prepare import fingerprint, prepare_clips
 from ...data.shards import PreparedClips
 from ...data.sources import made_sources
@@ -20,16 +21,19 @@ from ...errors import InputError
 from ...families.protocol import TRANSFORMER
 from ...pipeline import Pipeline
 from ...progress import Progress
+from ...request import Options
 from ...runtime.placement import memory_errors
 from ...synthetic.make import CLIP_S
 from ...synthetic.seeds import MEASURED
 from .examples import write_examples
 from .judges import Judges
-from .options import EXAMPLES_ROW, EvaluationOptions
+from .measures import loudest_dbfs, peak_dbfs
+from .options import EXAMPLES_ROW, QUIET, EvaluationOptions
+from .quiet import QuietScores, quiet_clip
 from .results import Results
 from .rows import Row, choose, table_rows
 from .scores import ClipScores, score_clip
-from .sounds import Sounds
+from .sounds import Sounds, decode
 
 
 def evaluate_made(
@@ -64,6 +68,7 @@ def evaluate_made(
         "preset": pipeline.preset.name,
         "weights": _fingerprint(pipeline),
         "clips of each split": options.count,
+        "quiet videos": options.quiet_count,
         "first seed": MEASURED.start,
         "guidance scale": scale,
         "steps": options.steps,
@@ -72,6 +77,11 @@ def evaluate_made(
     }
     results = Results(folder, rows, settings)
     for split in options.splits:
+        if split == QUIET:
+            if options.part[0] == 1 and not results.has_quiet():
+                with memory_errors("a smaller --batch, --offload, or --dtype bfloat16"):
+                    results.add_quiet(_listen_to_quiet(pipeline, options, scale, report))
+            continue
         todo = [row for row in _share(wanted, options.part) if not results.has(split, row)]
         if not todo and not options.examples:
             continue
@@ -128,6 +138,37 @@ def _score(
                 reference = sounds.reference(recipe, sounds.partner(index) if row.swapped else index)
                 scores[row.key].append(score_clip(reference, waveform, judgement, sounds.latent_rate_hz))
     report(stage, count, count)
+    return scores
+
+
+def _listen_to_quiet(
+    pipeline: Pipeline, options: EvaluationOptions, scale: float, report: Progress
+) -> list[QuietScores]:
+    """The levels of the sounds that the model makes for quiet videos."""
+    scores: list[QuietScores] = []
+    family, count = pipeline.family, options.quiet_count
+    for start in range(0, count, options.batch):
+        report("quiet videos", start, count)
+        indices = range(start, min(start + options.batch, count))
+        clips = [quiet_clip(index, family.views) for index in indices]
+        texts = [texts_read(family, clip.texts) for clip in clips]
+        features = pipeline.encode(
+            [clip.frames for clip in clips], [each.caption for each in texts], [each.cot for each in texts]
+        )
+        settings = [Options(options.steps, scale, clip.seed) for clip in clips]
+        samples = pipeline.sample(features, CLIP_S, settings)
+        for index, clip, sample in zip(indices, clips, samples, strict=True):
+            waveform = decode(pipeline, sample.latents, index)
+            scores.append(
+                QuietScores(
+                    clip.kind,
+                    clip.seed,
+                    bool(clip.texts.caption),
+                    loudest_dbfs(waveform, family.sound.sample_rate),
+                    peak_dbfs(waveform),
+                )
+            )
+    report("quiet videos", count, count)
     return scores
 
 

@@ -1,7 +1,7 @@
 """Measures of a sound other than its onsets: level, panning, noise, ring-down, attack, tones, pitch.
 
-Each measures one property and is a function of sounds alone, (2, A) at `spectra.RATE`.
-`evaluation.made.scores` decides which clips a measure applies to and combines its values over clips.
+Each measures one property and is a function of sounds alone, (2, A), at `spectra.RATE` unless another rate is
+given. `evaluation.made.scores` decides which clips a measure applies to and combines its values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ TRACK_S = 0.02  # between two values of a level, a pan or a pitch
 _TRACK_HOP = round(TRACK_S * RATE)
 _SMOOTHING = 11  # values in the window of a level: 0.2 s, of effective width 0.1 s
 
+_LOUDEST_S = 0.1
+_SILENT_DBFS = -120.0
 _BUZZ_WINDOW = 128  # samples: 8 ms, so that an envelope can follow 100 Hz
 _BUZZ_BANDS = 8
 _FLATNESS_WINDOW = 2_048  # samples: 7.8 Hz per bin, four bins between lines at the latent rate of 31 Hz
@@ -92,6 +94,26 @@ def channel_levels(waveform: Waveform) -> FloatArray:
 def level(waveform: Waveform) -> FloatArray:
     """RMS level of a sound (T,), one value every 20 ms."""
     return np.sqrt((channel_levels(waveform) ** 2).sum(axis=0))
+
+
+def loudest_dbfs(waveform: Waveform, sample_rate: int) -> float:
+    """RMS level over both channels of the loudest 0.1 s of a sound (2, A), in dBFS, at least -120.
+
+    A full-scale sine in both channels has -3.
+    """
+    power = np.mean(waveform.astype(np.float64) ** 2, axis=0)
+    window = min(round(_LOUDEST_S * sample_rate), len(power))
+    sums = np.cumsum(np.insert(power, 0, 0.0))
+    return _dbfs(float(np.sqrt(max(0.0, (sums[window:] - sums[:-window]).max()) / window)))
+
+
+def peak_dbfs(waveform: Waveform) -> float:
+    """The largest absolute value of a sound, in dBFS, at least -120."""
+    return _dbfs(float(np.abs(waveform).max()))
+
+
+def _dbfs(amplitude: float) -> float:
+    return max(_SILENT_DBFS, 20 * float(np.log10(max(amplitude, 1e-12))))
 
 
 def level_correlation(waveform: Waveform, true: Waveform) -> float:

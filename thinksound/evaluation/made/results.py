@@ -11,6 +11,9 @@ from typing import Any
 from ...errors import InputError
 from ...media.files import make_folder, whole_file
 from ...synthetic.seeds import SPLITS
+from .options import QUIET
+from .quiet import MEASURES as QUIET_MEASURES
+from .quiet import QuietScores, summarise_quiet
 from .rows import Row
 from .scores import ClipScores, summarise
 from .table import markdown_table
@@ -28,6 +31,7 @@ class Results:
 
     def __init__(self, folder: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> None:
         self._folder, self._rows, self._settings = folder, rows, dict(settings)
+        self._quiet = folder / ROWS / f"{QUIET}.json"
         make_folder(folder / ROWS)
         previous = self._previous()
         changed = [name for name, value in self._settings.items() if previous.get(name, value) != value]
@@ -73,7 +77,20 @@ class Results:
         Raises:
             InputError: its file is damaged.
         """
-        path = self._path(split, row)
+        return self._read(self._path(split, row))
+
+    def has_quiet(self) -> bool:
+        """Whether the quiet videos are finished."""
+        return self._quiet.is_file()
+
+    def add_quiet(self, clips: Sequence[QuietScores]) -> None:
+        """Write the levels of all quiet videos and update the summary."""
+        record = {"measures": summarise_quiet(clips), "clips": [asdict(each) for each in clips]}
+        with whole_file(self._quiet) as temporary:
+            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        self.write()
+
+    def _read(self, path: Path) -> dict[str, Any]:
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, OSError) as error:
@@ -81,22 +98,26 @@ class Results:
 
     def write(self) -> Path:
         """Write the summary of all finished rows; returns the path of the table."""
-        splits = {
+        splits: dict[str, Any] = {
             split: {row.key: self.read(split, row)["measures"] for row in self._rows if self.has(split, row)}
             for split in SPLITS
         }
         summary = {"settings": self._settings, "splits": splits}
+        sections = [_section(split, self._rows, splits[split]) for split in SPLITS if splits[split]]
+        if self.has_quiet():
+            summary[QUIET] = quiet = self._read(self._quiet)["measures"]
+            table_of_quiet = markdown_table({key: key for key in quiet}, quiet, QUIET_MEASURES)
+            sections.append(f"## Quiet videos\n\n{table_of_quiet}")
         with whole_file(self._folder / RESULTS) as temporary:
             temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         table = self._folder / TABLE
-        text = "\n".join(_section(split, self._rows, splits[split]) for split in SPLITS if splits[split])
         with whole_file(table) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text("\n".join(sections), encoding="utf-8")
         return table
 
 
 def _section(split: str, rows: Sequence[Row], results: Mapping[str, Mapping[str, float]]) -> str:
-    return f"## {split.capitalize()}\n\n{markdown_table(rows, results)}"
+    return f"## {split.capitalize()}\n\n{markdown_table({row.key: row.title for row in rows}, results)}"
 
 
 def _short(value: object) -> str:

@@ -30,6 +30,15 @@ logger = logging.getLogger(__name__)
 _SOURCES = {"video": "clip", "sync": "sync", "text": "text"}
 
 
+def decode(pipeline: Pipeline, latents: Tensor, index: int) -> Waveform:
+    """The sound (2, A) of latents (C, T), at the rate of the family; ``index`` names the clip in the log."""
+    waveform = pipeline.decode_audio(latents)
+    if not waveform.isfinite().all():
+        logger.warning("clip %d: the sound holds values that are not numbers; it counts as silence", index)
+        waveform = torch.zeros_like(waveform)
+    return waveform.expand(2, -1).numpy()  # what is mono counts as a sound from the middle
+
+
 class Sounds:
     """The sounds of one split's clips, made by any recipe."""
 
@@ -75,14 +84,8 @@ class Sounds:
         )
         sounds = []
         for row, index in enumerate(indices):
-            waveform = self._pipeline.decode_audio(latents[row])
-            if not waveform.isfinite().all():
-                logger.warning(
-                    "clip %d: the sound holds values that are not numbers; it counts as silence", index
-                )
-                waveform = torch.zeros_like(waveform)
-            stereo = waveform.expand(2, -1)  # what is mono counts as a sound from the middle
-            at_rate = resample(stereo.numpy(), self._pipeline.family.sound.sample_rate)
+            waveform = decode(self._pipeline, latents[row], index)
+            at_rate = resample(waveform, self._pipeline.family.sound.sample_rate)
             sounds.append(at_rate[:, : self.references[index].scene.sample_count(RATE)])
         return sounds
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .rows import Row
-from .scores import MEASURES
+from .scores import MEASURES, Measure
 
 
-def markdown_table(rows: Sequence[Row], results: Mapping[str, Mapping[str, float]]) -> str:
+def markdown_table(
+    titles: Mapping[str, str],
+    results: Mapping[str, Mapping[str, float]],
+    measures: Sequence[Measure] = MEASURES,
+) -> str:
     """The table: one line per row that has results, one column per measure that any row has.
 
     Args:
-        rows: in the order of the table.
+        titles: row key -> title, in the order of the table.
         results: row key -> measure -> value.
+        measures: in the order of the table.
     """
-    there = [row for row in rows if row.key in results]
-    columns = [each for each in MEASURES if any(each.key in results[row.key] for row in there)]
+    there = [key for key in titles if key in results]
+    columns = [each for each in measures if any(each.key in results[key] for key in there)]
     lines = [
         ["", *(each.title for each in columns)],
         ["---"] * (len(columns) + 1),
         *(
-            [row.title, *(_cell(results[row.key].get(each.key), each.form) for each in columns)]
-            for row in there
+            [titles[key], *(_cell(results[key].get(each.key), each.form) for each in columns)]
+            for key in there
         ),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
